@@ -1,0 +1,169 @@
+"""Prototypical Networks: a class is the mean of its embedded examples.
+
+Paper: Jake Snell, Kevin Swersky, Richard Zemel, "Prototypical Networks for Few-shot Learning", NeurIPS 2017,
+arXiv:1703.05175.
+
+Idea: learn an embedding in which each class gathers around one point, and answer with the nearest point.
+
+======================  ==============================================
+paper                   here
+======================  ==============================================
+f_phi                   ``backbone``
+S_k, c_k                the support of class k, its prototype (Eq. 1)
+d                       ``distance``
+p(y = k | x)            softmax of ``predict`` (Eq. 2)
+N_C, N_S, N_Q           W, K, Q / W
+======================  ==============================================
+
+Differs from the paper: none. While training, support and queries go through the network as one batch, as in the
+authors' code, so that running statistics see both; when evaluating, the running statistics make it inductive.
+
+Checked by: tests/reference/test_protonet.py (the paper's Algorithm 1 by plain loops), benchmarks/quality (Omniglot).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kshot.core import Episode, Learner, Split, Tree, UserError, register, task_loss, tree_map
+from kshot.engine.inner import Weights, call, weights_of
+from kshot.nn.norm import collecting, uses_support_statistics
+
+DISTANCES = ("squared_euclidean", "cosine")
+
+
+class Prototypes(NamedTuple):
+    """What ProtoNet knows of a task.
+
+    Attributes:
+        means: prototypes (W, D).
+        buffers: the backbone's buffers; normalisation by support statistics keeps its own in them.
+    """
+
+    means: Tensor
+    buffers: dict[str, Tensor]
+
+
+@register(
+    "protonet",
+    family="metric",
+    paper="Snell, Swersky, Zemel, Prototypical Networks for Few-shot Learning, NeurIPS 2017, arXiv:1703.05175",
+)
+class ProtoNet(Learner):
+    """Prototypical Networks.
+
+    Args:
+        backbone: maps (N, ...) to embeddings (N, D).
+        distance: "squared_euclidean" (the paper's choice, section 2.4) or "cosine".
+
+    Raises:
+        UserError: unknown distance.
+    """
+
+    default_normalisation = "running"
+
+    def __init__(self, backbone: nn.Module, *, distance: str = "squared_euclidean") -> None:
+        super().__init__()
+        if distance not in DISTANCES:
+            raise UserError(f"distance must be one of {', '.join(DISTANCES)}, got {distance!r}")
+        self.backbone, self.distance = backbone, distance
+
+    @property
+    def native(self) -> bool:
+        """True if the backbone takes a task axis and needs no statistics from ``adapt``."""
+        return getattr(self.backbone, "takes_tasks", False) and not uses_support_statistics(self.backbone)
+
+    def embed(self, x: Tree) -> Tensor:
+        """Embed examples.
+
+        Args:
+            x: inputs (N, ...).
+
+        Returns:
+            (N, D).
+        """
+        return self.backbone(x)
+
+    def adapt(self, support: Split) -> Prototypes:
+        """Average the embedded support of each class (Eq. 1).
+
+        Args:
+            support: x (S, ...), y (S,) int64.
+
+        Returns:
+            The prototypes.
+        """
+        with collecting(self.backbone):
+            z, weights = call(self.backbone, weights_of(self.backbone), support.x)
+        return Prototypes(class_means(z, support.y, support.ways()), weights.buffers)
+
+    def predict(self, state: Prototypes, x: Tree) -> Tensor:
+        """Return minus the distance to each prototype (Eq. 2 before its softmax).
+
+        Args:
+            state: the prototypes.
+            x: inputs (Q, ...).
+
+        Returns:
+            Logits (Q, W).
+        """
+        z, _ = call(self.backbone, Weights(weights_of(self.backbone).params, state.buffers), x)
+        return -self._distance(z, state.means)
+
+    def outer_loss(self, episode: Episode) -> Tensor:
+        """Mean of -log p(y = k | x) over the queries (Algorithm 1, line 9).
+
+        Args:
+            episode: one episode.
+
+        Returns:
+            A scalar.
+        """
+        if uses_support_statistics(self.backbone):
+            return super().outer_loss(episode)
+        support, query = episode
+        z = self.embed(tree_map(lambda *xs: torch.cat(xs), support.x, query.x))
+        return self._loss(z, support.y, query.y, support.ways())
+
+    def outer_losses(self, episodes: Episode) -> Tensor:
+        """Embed the examples of all tasks in one pass.
+
+        Args:
+            episodes: T episodes.
+
+        Returns:
+            (T,) losses.
+        """
+        support, query = episodes
+        z = self.embed(tree_map(lambda *xs: torch.cat(xs, 1), support.x, query.x))
+        ways = support.ways()
+        return torch.func.vmap(lambda z, s, q: self._loss(z, s, q, ways))(z, support.y, query.y)
+
+    def _loss(self, z: Tensor, support_y: Tensor, query_y: Tensor, ways: int) -> Tensor:
+        means = class_means(z[: len(support_y)], support_y, ways)
+        return task_loss(-self._distance(z[len(support_y) :], means), query_y)
+
+    def _distance(self, z: Tensor, means: Tensor) -> Tensor:
+        if self.distance == "cosine":
+            return 1 - F.normalize(z, dim=-1) @ F.normalize(means, dim=-1).T
+        # |z - c|^2 = |z|^2 - 2 z.c + |c|^2: one product in place of a (Q, W, D) difference.
+        return (z * z).sum(-1, keepdim=True) - 2 * z @ means.T + (means * means).sum(-1)
+
+
+def class_means(z: Tensor, y: Tensor, ways: int) -> Tensor:
+    """Average embeddings by class: c_k = 1 / |S_k| * sum of f(x_i) over S_k (Eq. 1).
+
+    Args:
+        z: (S, D).
+        y: (S,) int64.
+        ways: W; static, so that it works under ``vmap``.
+
+    Returns:
+        (W, D).
+    """
+    member = (y == torch.arange(ways, device=y.device).unsqueeze(-1)).to(z.dtype)  # (W, S)
+    return member @ z / member.sum(-1, keepdim=True)

@@ -1,0 +1,25 @@
+"""The protocol: episodes, learners, the registry, errors, generator streams. Depends on torch alone."""
+
+from kshot.core.episode import Episode, Split
+from kshot.core.errors import DivergedError, UserError
+from kshot.core.learner import Learner, Spec, task_loss
+from kshot.core.random import generator
+from kshot.core.registry import Method, method, methods, register
+from kshot.core.tree import Tree, tree_map
+
+__all__ = [
+    "DivergedError",
+    "Episode",
+    "Learner",
+    "Method",
+    "Spec",
+    "Split",
+    "Tree",
+    "UserError",
+    "generator",
+    "method",
+    "methods",
+    "register",
+    "task_loss",
+    "tree_map",
+]

@@ -1,0 +1,193 @@
+"""The one protocol: adapt to a support set, predict on queries, and a loss whose gradient is the outer update.
+
+scikit-learn's ``fit`` is ``adapt``; a server's session is a ``State``; a robot's adaptation is ``adapt`` on rollouts.
+A learner is written for ONE episode. The engine adds the task axis.
+"""
+
+from __future__ import annotations
+
+import inspect
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kshot.core.episode import Episode, Split
+from kshot.core.errors import UserError
+from kshot.core.tree import Tree
+
+
+class Spec(NamedTuple):
+    """What a kind of task looks like from outside: enough to build a network for it.
+
+    Attributes:
+        kind: "classification" (logits, cross-entropy) or "regression" (means, squared error).
+        input_shape: shape of one example, (C, H, W) for images, (D,) for vectors.
+        n_outputs: number of classes W of an episode, or width O of a regression target.
+    """
+
+    kind: Literal["classification", "regression"]
+    input_shape: tuple[int, ...]
+    n_outputs: int
+
+
+def task_loss(prediction: Tensor, y: Tensor) -> Tensor:
+    """Mean loss of one task: cross-entropy for class indices, squared error for floats.
+
+    Args:
+        prediction: logits (Q, W), or means (Q, O).
+        y: int64 (Q,), or floats (Q, O).
+
+    Returns:
+        A scalar.
+    """
+    if y.is_floating_point():
+        return F.mse_loss(prediction, y)
+    return F.cross_entropy(prediction, y)
+
+
+class Learner(nn.Module, ABC):
+    """A method of meta-learning.
+
+    ``adapt`` is the inner loop: pure, it returns the state and stores nothing on ``self``. ``predict`` answers queries
+    from a state. ``outer_loss`` is a scalar whose gradient is the outer update; by default the loss of the queries.
+
+    A learner that answers one query differently when other queries stand beside it is transductive, and must say so:
+    override the property, or use layers that carry ``transductive = True`` (normalisation by the statistics of the
+    batch at hand does). The leak test of the contract holds everyone to it.
+    """
+
+    #: Normalisation mode that the method's paper uses, for backbones built by name (see ``kshot.nn.norm``).
+    default_normalisation: ClassVar[str] = "running"
+    #: Kinds of task (see ``Spec.kind``) that the method can learn.
+    kinds: ClassVar[tuple[str, ...]] = ("classification",)
+    #: True where a learner built for W classes can be evaluated at another number of them.
+    any_way: ClassVar[bool] = True
+
+    @property
+    def transductive(self) -> bool:
+        """True if one query's answer depends on the other queries."""
+        return any(module_is_transductive(m) for m in self.modules() if m is not self)
+
+    @property
+    def native(self) -> bool:
+        """True if ``outer_losses`` takes a whole batch of tasks at once."""
+        return False
+
+    @abstractmethod
+    def adapt(self, support: Split) -> Tree:
+        """Learn a task from its support set.
+
+        Args:
+            support: x (S, ...), y (S,) int64 or (S, O).
+
+        Returns:
+            The state: a tensor, a dict or a named tuple. Nothing is stored on ``self``.
+        """
+
+    @abstractmethod
+    def predict(self, state: Tree, x: Tree) -> Tensor:
+        """Answer queries for the task that a state knows.
+
+        Args:
+            state: what ``adapt`` returned.
+            x: inputs (Q, ...).
+
+        Returns:
+            Logits (Q, W), or means (Q, O).
+        """
+
+    def outer_loss(self, episode: Episode) -> Tensor:
+        """Scalar whose gradient with respect to the parameters is the outer update.
+
+        Args:
+            episode: one episode.
+
+        Returns:
+            A scalar; by default the loss of ``predict(adapt(support), query.x)`` on ``query.y``.
+        """
+        return task_loss(self.predict(self.adapt(episode.support), episode.query.x), episode.query.y)
+
+    def outer_losses(self, episodes: Episode) -> Tensor:
+        """Outer losses of a batch of tasks at once: the *native* batching of methods whose ``native`` is True.
+
+        Args:
+            episodes: a batch of T episodes.
+
+        Returns:
+            (T,) losses, equal to ``outer_loss`` of each episode.
+
+        Raises:
+            NotImplementedError: the method has no native batching; the engine then uses ``vmap`` or a loop.
+        """
+        raise NotImplementedError
+
+    @classmethod
+    def from_backbone(cls, backbone: nn.Module, spec: Spec, **options: Any) -> Learner:
+        """Build the learner around a backbone that maps (N, *input_shape) to (N, n_features).
+
+        Args:
+            backbone: the network; it has an attribute ``n_features``.
+            spec: what the tasks look like.
+            **options: the method's own keyword options.
+
+        Returns:
+            The learner.
+        """
+        return cls(backbone, **options)
+
+    @classmethod
+    def paper_options(cls, spec: Spec) -> dict[str, Any]:
+        """Return the settings that the method's paper uses for tasks like these, where they are not the defaults.
+
+        Args:
+            spec: what the tasks look like.
+
+        Returns:
+            Some of the method's keyword options.
+        """
+        return {}
+
+    def forward(self, episodes: Episode, *, batched: bool = False) -> Tensor:
+        """Return ``outer_loss`` or ``outer_losses``, so that a functional call of the learner is one of its loss.
+
+        Args:
+            episodes: one episode, or a batch of T.
+            batched: which of the two.
+
+        Returns:
+            A scalar, or (T,).
+        """
+        return self.outer_losses(episodes) if batched else self.outer_loss(episodes)
+
+
+def module_is_transductive(module: nn.Module) -> bool:
+    """Tell whether a layer lets examples of one batch influence each other when it predicts.
+
+    Returns:
+        True for layers that say so, and for PyTorch's batch norms without running statistics.
+    """
+    said = getattr(module, "transductive", None)
+    if said is not None:
+        return bool(said)
+    return isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None
+
+
+def options_of(cls: type[Learner]) -> dict[str, inspect.Parameter]:
+    """List a method's own options: the keyword-only parameters of its constructor.
+
+    Returns:
+        Name -> parameter, in the order of the signature.
+
+    Raises:
+        UserError: an option has no default or no annotation, so it could not be offered on the command line.
+    """
+    found = {}
+    for name, p in inspect.signature(cls.__init__, eval_str=True).parameters.items():
+        if p.kind is not inspect.Parameter.KEYWORD_ONLY:
+            continue
+        if p.default is p.empty or p.annotation is p.empty:
+            raise UserError(f"option {name!r} of {cls.__name__} needs an annotation and a default")
+        found[name] = p
+    return found

@@ -1,0 +1,79 @@
+"""The face of every data set to the rest of the house: a distribution over tasks that plans first and gathers later.
+
+A *plan* is a small tree of index and parameter tensors on the CPU, drawn from the caller's generator. It can be cut
+along its task axis, so that several processes draw one plan and each gathers only its own share.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING
+
+import torch
+
+from kshot.core import Episode, Spec, Tree
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+
+class TaskSource(ABC):
+    """A distribution over tasks.
+
+    Attributes:
+        name: the data set's name, as in the catalogue.
+        spec: what its tasks look like; ``n_outputs`` is the largest W where W varies.
+        n_shot: support examples per class (or points of a regression task); the largest where it varies.
+        n_query: query examples per class (or points of a regression task).
+        classes: names of the classes that tasks are made of, or None where there are none.
+        varying: True where shapes differ from task to task; ``plan`` then returns a list of plans of one task each.
+        device: where episodes are gathered.
+    """
+
+    name: str
+    spec: Spec
+    n_shot: int
+    n_query: int
+    classes: tuple[str, ...] | None = None
+    varying: bool = False
+    device: torch.device = torch.device("cpu")
+
+    @property
+    def sha256(self) -> str:
+        """Hash of the decoded examples; empty where tasks are made by a formula."""
+        return ""
+
+    @abstractmethod
+    def plan(self, n_tasks: int, generator: torch.Generator) -> Tree:
+        """Draw what decides T tasks, and nothing more.
+
+        Args:
+            n_tasks: T, at least 1.
+            generator: a CPU generator; the only source of randomness.
+
+        Returns:
+            A tree of CPU tensors with leading axis T, or a list of T such trees with leading axis 1 if ``varying``.
+        """
+
+    @abstractmethod
+    def episodes(self, plan: Tree) -> Episode:
+        """Gather the episodes of a plan.
+
+        Args:
+            plan: what ``plan`` returned, one item of it if ``varying``, or a slice of it along the task axis.
+
+        Returns:
+            A batch of episodes with task axis on ``device``; inputs are float32, images within [0, 1].
+        """
+
+    def to(self, device: torch.device | str) -> Self:
+        """Gather on another device from now on.
+
+        Args:
+            device: where to.
+
+        Returns:
+            This source itself, changed in place.
+        """
+        self.device = torch.device(device)
+        return self

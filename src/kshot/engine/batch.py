@@ -1,0 +1,220 @@
+"""The outer gradient of a batch of tasks: by a loop, by ``vmap``, or natively; in chunks; compiled or not.
+
+All of them compute the same thing: the mean over T tasks of the gradient of ``outer_loss``, every task starting from
+the same buffers, and the mean of the buffers that the tasks leave behind. Which one is fastest depends on the learner,
+the shapes and the device; ``kshot.engine.auto`` measures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from kshot.core import Episode, Learner, Split, Tree, UserError, tree_map
+from kshot.core.episode import n_tasks, select, unbind
+from kshot.core.tree import leaves
+from kshot.engine.inner import Named, weights_of
+
+KINDS = ("loop", "vmap", "native")
+
+
+@dataclass(frozen=True)
+class Batching:
+    """How the tasks of a batch are run.
+
+    Attributes:
+        kind: "loop" (one task after the other: least memory), "vmap" (all at once, by PyTorch's vectorising map) or
+            "native" (the learner's own ``outer_losses``).
+        chunk: at most so many tasks at once; 0 for all. A loop has no use for it.
+        compiled: trace the gradient once for each set of shapes and compile it.
+
+    Raises:
+        UserError: unknown kind or a negative chunk.
+    """
+
+    kind: str = "loop"
+    chunk: int = 0
+    compiled: bool = False
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise UserError(f"batching must be one of auto, {', '.join(KINDS)}, got {self.kind!r}")
+        if self.chunk < 0:
+            raise UserError(f"expected chunk >= 0 tasks, got {self.chunk}")
+
+    def __str__(self) -> str:
+        parts = [self.kind, f"chunks of {self.chunk}" if self.chunk else "", "compiled" if self.compiled else ""]
+        return ", ".join(p for p in parts if p)
+
+
+class OuterGradient(NamedTuple):
+    """What one batch of tasks says about the outer update.
+
+    Attributes:
+        losses: (T,) outer loss of each task.
+        grads: name -> gradient of the mean loss.
+        buffers: name -> mean over tasks of the buffers that they left.
+    """
+
+    losses: Tensor
+    grads: Named
+    buffers: Named
+
+
+Flat = tuple[Tree, Tensor, Tree, Tensor]  # support x, y, query x, y
+Pure = Callable[[Named, Named, Flat], tuple[Tensor, Named, Named]]
+
+
+class OuterStep:
+    """Computes the outer gradient of batches of tasks for one learner.
+
+    Args:
+        learner: whose parameters; it is left unchanged by a call.
+        batching: how.
+        autocast: makes a context for mixed precision, entered around every forward pass.
+
+    Raises:
+        UserError: "native" is asked of a learner that has no native batching.
+    """
+
+    def __init__(
+        self,
+        learner: Learner,
+        batching: Batching,
+        autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    ) -> None:
+        if batching.kind == "native" and not learner.native:
+            raise UserError(f"{type(learner).__name__} has no native batching here; use vmap, loop or auto")
+        self.learner, self.batching, self.autocast = learner, batching, autocast
+        self._programs: dict[Any, Pure] = {}
+
+    def __call__(self, episodes: Episode | Sequence[Episode]) -> OuterGradient:
+        """Compute the outer gradient.
+
+        Args:
+            episodes: a batch of T episodes, or a list of single episodes of any shapes (which are looped over).
+
+        Returns:
+            Losses, gradients and buffers. Nothing of the learner has changed.
+        """
+        params, buffers = weights_of(self.learner)
+        return combine([OuterGradient(*self._part(params, buffers, piece)) for piece in self._pieces(episodes)])
+
+    def _pieces(self, episodes: Episode | Sequence[Episode]) -> list[Episode]:
+        # What is run at once: batches of tasks, or single tasks under a loop.
+        if not isinstance(episodes, Episode):
+            return list(episodes)
+        if self.batching.kind == "loop":
+            return list(unbind(episodes))
+        total, chunk = n_tasks(episodes), self.batching.chunk or n_tasks(episodes)
+        return [select(episodes, slice(i, i + chunk)) for i in range(0, total, chunk)]
+
+    def _part(self, params: Named, buffers: Named, piece: Episode) -> tuple[Tensor, Named, Named]:
+        flat: Flat = (piece.support.x, piece.support.y, piece.query.x, piece.query.y)
+        single = piece.query.y.ndim == self._target_ndim(piece)
+        pure = self._pure(piece.support.n_way, piece.query.n_way, single)
+        with self.autocast():
+            if self.batching.compiled:
+                pure = self._compiled(pure, (params, buffers, flat), (piece.support.n_way, single))
+            losses, grads, after = pure(params, buffers, flat)
+        return losses.reshape(-1), grads, after
+
+    @staticmethod
+    def _target_ndim(piece: Episode) -> int:
+        return 2 if piece.query.y.is_floating_point() else 1
+
+    def _pure(self, support_ways: int | None, query_ways: int | None, single: bool) -> Pure:
+        # A pure function of tensors, so that it can be traced: all else is closed over.
+        learner, kind = self.learner, self.batching.kind
+        trainable = {k for k, p in learner.named_parameters() if p.requires_grad}
+
+        def run(params: Named, buffers: Named, flat: Flat, batched: bool) -> tuple[Tensor, Named]:
+            episode = Episode(Split(flat[0], flat[1], support_ways), Split(flat[2], flat[3], query_ways))
+            merged = {**params, **buffers}
+            loss = torch.func.functional_call(learner, merged, (episode,), {"batched": batched})
+            return loss, {k: merged[k].detach() for k in buffers}
+
+        def losses_of(params: Named, buffers: Named, flat: Flat) -> tuple[Tensor, Named]:
+            if single or kind == "native":
+                return run(params, buffers, flat, batched=not single)
+            each = torch.func.vmap(
+                lambda f: run(params, buffers, f, batched=False), randomness="different", in_dims=(0,)
+            )
+            losses, after = each(flat)
+            return losses, {k: b.mean(0) if b.is_floating_point() else b[0] for k, b in after.items()}
+
+        def value_and_grad(params: Named, buffers: Named, flat: Flat) -> tuple[Tensor, Named, Named]:
+            leaves_ = {k: p.detach().requires_grad_() for k, p in params.items() if k in trainable}
+            frozen = {k: p.detach() for k, p in params.items() if k not in trainable}
+            # A copy, since layers that are not ours write their running statistics in place.
+            own = {k: b.detach().clone() for k, b in buffers.items()}
+            with torch.enable_grad():
+                losses, after = losses_of({**leaves_, **frozen}, own, flat)
+                grads = torch.autograd.grad(losses.mean(), list(leaves_.values()), materialize_grads=True)
+            return losses.detach(), dict(zip(leaves_, grads, strict=True)), after
+
+        return value_and_grad
+
+    def _compiled(self, pure: Pure, args: tuple[Named, Named, Flat], statics: tuple[Any, ...]) -> Pure:
+        # Once for each set of shapes.
+        flat = args[2]
+        key = (statics, self.learner.training, torch.is_autocast_enabled("cpu"), *(t.shape for t in leaves(flat)))
+        if key not in self._programs:
+            self._programs[key] = compile_pure(pure, args)
+        return self._programs[key]
+
+
+def combine(parts: Sequence[OuterGradient]) -> OuterGradient:
+    """Join outer gradients of several groups of tasks into that of all the tasks.
+
+    Args:
+        parts: at least one; each counts by its number of tasks.
+
+    Returns:
+        The gradient of the mean over all tasks.
+    """
+    if len(parts) == 1:
+        return parts[0]
+    total = sum(len(p.losses) for p in parts)
+
+    def mean(named: list[Named]) -> Named:
+        out = {}
+        for k, first in named[0].items():
+            if not first.is_floating_point():  # such as a counter of batches
+                out[k] = first
+                continue
+            out[k] = sum((n[k] * (len(p.losses) / total) for n, p in zip(named, parts, strict=True)), 0 * first)
+        return out
+
+    losses = torch.cat([p.losses for p in parts])
+    return OuterGradient(losses, mean([p.grads for p in parts]), mean([p.buffers for p in parts]))
+
+
+def compile_pure(pure: Pure, args: tuple[Named, Named, Flat]) -> Pure:
+    """Compile a function of tensors by tracing it once, gradients and all, and handing the graph to inductor.
+
+    Args:
+        pure: the function; it may call ``torch.autograd.grad`` and ``torch.func`` inside.
+        args: arguments of the shapes to compile for.
+
+    Returns:
+        The same function for tensors of these shapes.
+
+    Raises:
+        torch._dynamo.exc.TorchDynamoException: no working compiler, on the first call.
+    """
+    detached = tree_map(torch.Tensor.detach, args)
+    graph = make_fx(pure)(*detached)
+    program = torch.compile(graph, dynamic=False)
+
+    def run(*call_args: Any) -> tuple[Tensor, Named, Named]:
+        with torch.no_grad():
+            return program(*tree_map(torch.Tensor.detach, call_args))
+
+    return run

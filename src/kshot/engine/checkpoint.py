@@ -1,0 +1,235 @@
+"""Checkpoints that survive a crash at any moment, and that run no code when they are read.
+
+A checkpoint is one safetensors file: the tensors, and in its header a JSON text with everything else and a digest of
+the tensors. It is written to a new file, flushed to the disk, and renamed; so a file with a checkpoint's name is either
+whole or was damaged later, which the digest tells.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from kshot.core import Tree, UserError
+
+FORMAT = "kshot-checkpoint"
+VERSION = 1
+KEEP = 2
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write a file so that it is either the old one or the whole new one.
+
+    Args:
+        path: where to.
+        data: its contents.
+
+    Raises:
+        UserError: the disk is full, or the folder cannot be written; nothing is left behind.
+    """
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with part.open("wb") as f:
+            f.write(data)
+            f.flush()
+            os.fsync(f.fileno())
+        part.replace(path)
+        _flush_folder(path.parent)
+    except OSError as error:
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
+        raise UserError(
+            f"could not write {path}: {error.strerror or error}; free some space or choose a folder you may write to"
+        ) from error
+
+
+def _flush_folder(folder: Path) -> None:
+    if os.name != "posix":
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def flatten(tree: Tree, prefix: str = "") -> tuple[dict[str, Tensor], Any]:
+    """Split a tree into its tensors, named by their path, and a JSON value with a reference in the place of each.
+
+    Args:
+        tree: dicts, lists, tuples, numbers, texts, None and tensors.
+        prefix: of the names.
+
+    Returns:
+        Name -> tensor, and the JSON value.
+    """
+    if isinstance(tree, Tensor):
+        return {prefix: tree}, {"$tensor": prefix}
+    if isinstance(tree, dict):
+        parts = {str(k): flatten(v, f"{prefix}/{k}" if prefix else str(k)) for k, v in tree.items()}
+        # Optimiser states are keyed by integers, which JSON would turn into texts.
+        keys = "$int" if tree and all(isinstance(k, int) for k in tree) else "$dict"
+        return _union(t for t, _ in parts.values()), {keys: {k: v for k, (_, v) in parts.items()}}
+    if isinstance(tree, list | tuple):
+        items = [flatten(v, f"{prefix}/{i}") for i, v in enumerate(tree)]
+        return _union(t for t, _ in items), [v for _, v in items]
+    return {}, tree
+
+
+def _union(parts: Iterator[dict[str, Tensor]]) -> dict[str, Tensor]:
+    return {k: v for part in parts for k, v in part.items()}
+
+
+def unflatten(tensors: dict[str, Tensor], value: Any) -> Tree:
+    """Undo ``flatten``; tuples come back as lists.
+
+    Args:
+        tensors: name -> tensor.
+        value: the JSON value.
+
+    Returns:
+        The tree.
+    """
+    if isinstance(value, list):
+        return [unflatten(tensors, v) for v in value]
+    if not isinstance(value, dict):
+        return value
+    (kind, content), *_ = value.items()
+    if kind == "$tensor":
+        return tensors[content]
+    return {int(k) if kind == "$int" else k: unflatten(tensors, v) for k, v in content.items()}
+
+
+def save_tree(path: Path, tree: Tree) -> None:
+    """Write a tree of tensors, numbers and texts to one file.
+
+    Args:
+        path: the file.
+        tree: what to write.
+
+    Raises:
+        UserError: it could not be written.
+    """
+    tensors, value = flatten(tree)
+    tensors = {k: t.detach().to("cpu").contiguous() for k, t in tensors.items()}
+    header = {"format": FORMAT, "version": VERSION, "digest": _digest(tensors), "value": value}
+    write_atomically(path, save(tensors, {"kshot": json.dumps(header)}))
+
+
+def load_tree(path: Path) -> Tree:
+    """Read a file written by ``save_tree``; runs no code from it.
+
+    Args:
+        path: the file.
+
+    Returns:
+        The tree, on the CPU.
+
+    Raises:
+        UserError: the file is missing, damaged, foreign, or from a newer version.
+    """
+    try:
+        with safe_open(path, framework="pt") as f:
+            header = json.loads((f.metadata() or {}).get("kshot", "null"))
+            tensors = {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118
+    except FileNotFoundError as error:
+        raise UserError(f"expected a checkpoint at {path}, found no file there") from error
+    except (SafetensorError, OSError, ValueError) as error:
+        raise UserError(f"{path} is damaged, or no checkpoint at all ({error}); use another one") from error
+    if not isinstance(header, dict) or header.get("format") != FORMAT:
+        raise UserError(f"{path} was not written by kshot: expected a header of format {FORMAT!r}")
+    if header["version"] > VERSION:
+        raise UserError(
+            f"{path} has format version {header['version']}, this kshot reads up to {VERSION}; upgrade kshot"
+        )
+    if header["digest"] != _digest(tensors):
+        raise UserError(f"{path} is damaged: its contents do not match its digest; use another checkpoint")
+    return unflatten(tensors, header["value"])
+
+
+def _digest(tensors: dict[str, Tensor]) -> str:
+    h = hashlib.blake2b(digest_size=16)
+    for name in sorted(tensors):
+        t = tensors[name]
+        h.update(f"{name}:{t.dtype}:{tuple(t.shape)};".encode())
+        h.update(t.contiguous().view(-1).view(torch.uint8).numpy().tobytes() if t.numel() else b"")
+    return h.hexdigest()
+
+
+class Checkpoints:
+    """The checkpoints of one run: ``step-00000100.safetensors``, of which the newest few are kept, and ``best``.
+
+    Args:
+        folder: where they lie.
+        keep: how many of the newest to keep; two, so that there is one before a damaged one.
+    """
+
+    def __init__(self, folder: Path, keep: int = KEEP) -> None:
+        self.folder, self.keep = folder, keep
+
+    @property
+    def best(self) -> Path:
+        """Path of the best checkpoint by validation."""
+        return self.folder / "best.safetensors"
+
+    def steps(self) -> list[tuple[int, Path]]:
+        """List the kept checkpoints, newest first.
+
+        Returns:
+            (step, path) pairs.
+        """
+        found = []
+        for path in self.folder.glob("step-*.safetensors"):
+            match = re.fullmatch(r"step-(\d+)\.safetensors", path.name)
+            if match:
+                found.append((int(match[1]), path))
+        return sorted(found, reverse=True)
+
+    def save(self, step: int, tree: Tree) -> Path:
+        """Write the checkpoint of a step, then forget the oldest.
+
+        Args:
+            step: outer steps done.
+            tree: everything that is needed to go on.
+
+        Returns:
+            Its path.
+
+        Raises:
+            UserError: it could not be written; the ones before it are still there.
+        """
+        path = self.folder / f"step-{step:08d}.safetensors"
+        save_tree(path, tree)
+        for _, old in self.steps()[self.keep :]:
+            old.unlink(missing_ok=True)
+        return path
+
+    def load_newest(self) -> tuple[Tree, Path, list[str]]:
+        """Read the newest checkpoint that is whole.
+
+        Returns:
+            The tree, its path, and one message for each newer checkpoint that was not usable.
+
+        Raises:
+            UserError: none is usable.
+        """
+        problems: list[str] = []
+        for _, path in self.steps():
+            try:
+                return load_tree(path), path, problems
+            except UserError as error:
+                problems.append(str(error))
+        detail = "; ".join(problems) or "the folder has none"
+        raise UserError(f"expected a usable checkpoint in {self.folder}: {detail}. Start again without --resume")

@@ -1,0 +1,99 @@
+"""Devices and processes: Lightning Fabric launches and connects them; the tasks of each outer step are shared out.
+
+Every process draws the same plan and works on its share of the tasks; gradients are averaged, weighted by the number of
+tasks; so the result does not depend on how many processes there are, up to rounding.
+"""
+
+from __future__ import annotations
+
+import torch
+from lightning_fabric import Fabric
+
+from kshot.core import UserError
+from kshot.engine.batch import OuterGradient
+
+PRECISIONS = ("32-true", "64-true", "bf16-mixed")
+
+
+def resolve_device(name: str) -> torch.device:
+    """Turn a device's name into a device that is there.
+
+    Args:
+        name: "auto", "cpu", "cuda", "cuda:1", "mps".
+
+    Returns:
+        The device; "auto" takes a GPU where there is one.
+
+    Raises:
+        UserError: no such device here.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UserError(f"expected a device such as auto, cpu, cuda or cuda:0, got {name!r}") from error
+    there = {
+        "cpu": 1,
+        "cuda": torch.cuda.device_count() if torch.cuda.is_available() else 0,
+        "mps": int(torch.backends.mps.is_available()),
+    }
+    if (device.index or 0) >= there.get(device.type, 0):
+        known = ", ".join(f"{k} ({n})" for k, n in there.items() if n)
+        raise UserError(f"device {name!r} is not on this machine; there are: {known}. Use --device auto")
+    return device
+
+
+def make_fabric(device: str = "auto", devices: int = 1, nodes: int = 1, precision: str = "32-true") -> Fabric:
+    """Make the Fabric that a run lives in.
+
+    Args:
+        device: see ``resolve_device``.
+        devices: processes on this machine.
+        nodes: machines; under ``torchrun`` its own settings are used.
+        precision: one of ``PRECISIONS``.
+
+    Returns:
+        The fabric, not launched yet.
+
+    Raises:
+        UserError: a count below one, an unknown precision, or more GPUs than there are.
+    """
+    if precision not in PRECISIONS:
+        raise UserError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
+    if devices < 1 or nodes < 1:
+        raise UserError(f"expected devices >= 1 and nodes >= 1, got {devices} and {nodes}")
+    kind = resolve_device(device)
+    if kind.type == "cuda" and devices > torch.cuda.device_count():
+        raise UserError(f"asked for {devices} GPUs, found {torch.cuda.device_count()}; lower --devices")
+    strategy = "ddp" if devices * nodes > 1 else "auto"
+    chosen = [kind.index] if kind.type == "cuda" and kind.index is not None and devices == 1 else devices
+    return Fabric(accelerator=kind.type, devices=chosen, num_nodes=nodes, strategy=strategy, precision=precision)  # pyright: ignore[reportArgumentType]
+
+
+def average(fabric: Fabric, gradient: OuterGradient, total: int) -> OuterGradient:
+    """Average an outer gradient over processes, weighted by their numbers of tasks.
+
+    Args:
+        fabric: connects the processes.
+        gradient: this process's.
+        total: tasks of the step in all processes.
+
+    Returns:
+        The gradient of the mean over all tasks; ``losses`` holds their mean, (1,).
+    """
+    if fabric.world_size == 1:
+        return gradient
+    share = len(gradient.losses) / total
+    floats = {k: b for k, b in gradient.buffers.items() if b.is_floating_point()}
+    mine = [gradient.losses.mean().reshape(1), *gradient.grads.values(), *floats.values()]
+    # One message for everything: many small ones cost more than their bytes.
+    flat = torch.cat([t.reshape(-1) * share for t in mine])
+    torch.distributed.all_reduce(flat)
+    mean = [part.view_as(t) for part, t in zip(flat.split([t.numel() for t in mine]), mine, strict=True)]
+    grads, buffers = mean[1 : 1 + len(gradient.grads)], mean[1 + len(gradient.grads) :]
+    return OuterGradient(
+        mean[0],
+        dict(zip(gradient.grads, grads, strict=True)),
+        {**gradient.buffers, **dict(zip(floats, buffers, strict=True))},
+    )

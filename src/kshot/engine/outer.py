@@ -1,0 +1,92 @@
+"""Optimisers and learning-rate schedules of the outer loop, by name; a schedule is a function of the step alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from kshot.core import UserError
+
+OPTIMISERS = ("adam", "adamw", "sgd")
+SCHEDULES = ("constant", "step", "cosine")
+
+
+def make_optimiser(
+    params: Iterable[nn.Parameter], name: str, lr: float, weight_decay: float, momentum: float
+) -> torch.optim.Optimizer:
+    """Make an outer optimiser.
+
+    Args:
+        params: what it updates.
+        name: one of ``OPTIMISERS``.
+        lr: outer learning rate.
+        weight_decay: added to the gradient (decoupled for adamw).
+        momentum: Nesterov momentum of sgd; the others ignore it.
+
+    Returns:
+        The optimiser.
+
+    Raises:
+        UserError: unknown name, or a rate that is not positive.
+    """
+    params = list(params)
+    if not lr > 0:
+        raise UserError(f"expected outer_lr > 0, got {lr}")
+    if name == "adam":
+        return torch.optim.Adam(params, lr=lr, weight_decay=weight_decay, fused=True)
+    if name == "adamw":
+        return torch.optim.AdamW(params, lr=lr, weight_decay=weight_decay, fused=True)
+    if name == "sgd":
+        return torch.optim.SGD(params, lr=lr, weight_decay=weight_decay, momentum=momentum, nesterov=momentum > 0)
+    raise UserError(f"optimiser must be one of {', '.join(OPTIMISERS)}, got {name!r}")
+
+
+def rate_factor(step: int, n_steps: int, name: str, *, warmup: int = 0, every: int = 0, gamma: float = 0.5) -> float:
+    """Give the factor on the outer learning rate at a step.
+
+    Args:
+        step: 0-based outer step.
+        n_steps: planned number of steps.
+        name: "constant"; "step" (times ``gamma`` each ``every`` steps, ProtoNet: 0.5, 2000); "cosine" (to zero).
+        warmup: steps of linear rise from zero, before which the schedule waits.
+        every: see "step".
+        gamma: see "step".
+
+    Returns:
+        A number from 0 to 1.
+
+    Raises:
+        UserError: unknown name, or "step" without ``every``.
+    """
+    if step < warmup:
+        return (step + 1) / warmup
+    if name == "constant":
+        return 1.0
+    if name == "step":
+        if every < 1:
+            raise UserError(f"expected lr_every >= 1 for the step schedule, got {every}")
+        return gamma ** (step // every)
+    if name == "cosine":
+        done = (step - warmup) / max(n_steps - warmup, 1)
+        return 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
+    raise UserError(f"schedule must be one of {', '.join(SCHEDULES)}, got {name!r}")
+
+
+def clip(grads: dict[str, Tensor], max_norm: float) -> tuple[dict[str, Tensor], Tensor]:
+    """Scale gradients down so that their common norm is at most ``max_norm``.
+
+    Args:
+        grads: name -> gradient.
+        max_norm: the bound; 0 for none.
+
+    Returns:
+        The gradients, and their norm before (a scalar, not finite if any gradient is not).
+    """
+    norm = torch.nn.utils.get_total_norm(grads.values())
+    if max_norm > 0:
+        scale = (max_norm / (norm + 1e-6)).clamp(max=1.0)
+        grads = {k: g * scale for k, g in grads.items()}
+    return grads, norm

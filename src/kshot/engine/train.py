@@ -1,0 +1,366 @@
+"""The outer loop: draw tasks, take the outer gradient, update; validate, log, save, go on after any interruption."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any, Protocol
+
+import torch
+from lightning_fabric import Fabric
+
+from kshot.core import DivergedError, Episode, Learner, Tree, UserError, generator
+from kshot.engine.auto import choose
+from kshot.engine.batch import Batching, OuterGradient, OuterStep, combine
+from kshot.engine.checkpoint import Checkpoints, save_tree
+from kshot.engine.distributed import average, make_fabric
+from kshot.engine.inner import replace_buffers
+from kshot.engine.log import Log
+from kshot.engine.outer import clip, make_optimiser, rate_factor
+
+
+class Loader(Protocol):
+    """Gives batches of episodes, for ever, and can be put back to where it was.
+
+    Attributes:
+        n_tasks: T of a batch, in all processes together.
+    """
+
+    n_tasks: int
+
+    def __next__(self) -> Episode | list[Episode]: ...
+    def state_dict(self) -> dict[str, Any]:
+        """Return where the loader is: tensors, numbers and texts."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go back to where ``state_dict`` was taken."""
+        ...
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Settings of the outer loop.
+
+    Attributes:
+        steps: outer steps.
+        optimiser: adam, adamw or sgd.
+        outer_lr: outer learning rate (beta in MAML); 0.001 with adam is what MAML and ProtoNet use.
+        weight_decay: weight decay of the outer optimiser.
+        momentum: Nesterov momentum of sgd.
+        schedule: constant, step or cosine.
+        lr_every: steps between two decays of the step schedule; 2000 in ProtoNet.
+        lr_gamma: factor of the step schedule; 0.5 in ProtoNet.
+        warmup: steps of linear rise of the outer learning rate.
+        clip_norm: bound on the norm of the outer gradient; 0 for none.
+        accumulate: batches of tasks whose gradients make one outer step.
+        batching: auto (measured), loop, vmap or native.
+        chunk: at most so many tasks at once under vmap or native; 0 for all.
+        compile: auto (where it pays), on or off.
+        validate_every: steps between validations; 0 for none.
+        patience: validations without a new best after which training stops; 0 for never.
+        checkpoint_every: steps between checkpoints.
+        log_every: steps between rows of metrics.csv.
+        seed: of the initial weights and of the training episodes.
+        deterministic: same device, same bits: no choice is left to a clock, and only deterministic kernels run.
+    """
+
+    steps: int = 1000
+    optimiser: str = "adam"
+    outer_lr: float = 1e-3
+    weight_decay: float = 0.0
+    momentum: float = 0.9
+    schedule: str = "constant"
+    lr_every: int = 0
+    lr_gamma: float = 0.5
+    warmup: int = 0
+    clip_norm: float = 0.0
+    accumulate: int = 1
+    batching: str = "auto"
+    chunk: int = 0
+    compile: str = "off"
+    validate_every: int = 500
+    patience: int = 0
+    checkpoint_every: int = 500
+    log_every: int = 10
+    seed: int = 0
+    deterministic: bool = False
+
+    def __post_init__(self) -> None:
+        for name, least in (("steps", 1), ("accumulate", 1), ("checkpoint_every", 1), ("log_every", 1)):
+            if getattr(self, name) < least:
+                raise UserError(f"expected {name} >= {least}, got {getattr(self, name)}")
+        for name in ("weight_decay", "warmup", "clip_norm", "validate_every", "patience"):
+            if getattr(self, name) < 0:
+                raise UserError(f"expected {name} >= 0, got {getattr(self, name)}")
+        rate_factor(0, self.steps, self.schedule, every=self.lr_every)
+
+
+@dataclass
+class Progress:
+    """Where a run is: what a checkpoint holds besides tensors.
+
+    Attributes:
+        step: outer steps done.
+        best: best validation so far (higher is better), or None.
+        best_step: its step.
+        bad: validations since.
+        seconds: time spent training, resumed parts included.
+        stopped: "" while running; "done", "early" or "interrupted".
+    """
+
+    step: int = 0
+    best: float | None = None
+    best_step: int = 0
+    bad: int = 0
+    seconds: float = 0.0
+    stopped: str = ""
+
+
+class Trainer:
+    """Meta-trains a learner.
+
+    Args:
+        learner: what to train; moved to the fabric's device.
+        loader: the training episodes.
+        config: settings.
+        fabric: device, precision and processes, launched; by default one process on the CPU.
+        out: run folder for checkpoints; None to keep everything in memory.
+        validate: scores the learner, higher is better; called with the learner in evaluation mode.
+        on_event: told of "start", "step", "validate", "checkpoint" and "warning", with the step and some values.
+        logs: where metrics go.
+    """
+
+    def __init__(
+        self,
+        learner: Learner,
+        loader: Loader,
+        config: TrainConfig,
+        *,
+        fabric: Fabric | None = None,
+        out: Path | None = None,
+        validate: Callable[[Learner], float] | None = None,
+        on_event: Callable[[str, int, dict[str, Any]], None] | None = None,
+        logs: Sequence[Log] = (),
+    ) -> None:
+        self.fabric = fabric or make_fabric("cpu")
+        self.learner = learner.to(self.fabric.device)
+        if self.fabric.world_size > 1 and loader.n_tasks < self.fabric.world_size:
+            raise UserError(
+                f"n_tasks={loader.n_tasks} cannot be shared by {self.fabric.world_size} processes; "
+                f"pass n_tasks={self.fabric.world_size} or more, or fewer devices"
+            )
+        self.loader, self.config, self.validate = loader, config, validate
+        self.on_event = on_event or (lambda name, step, values: None)
+        self.logs = logs if self.fabric.is_global_zero else ()
+        self.checkpoints = Checkpoints(out / "checkpoints") if out else None
+        self.optimiser = make_optimiser(
+            learner.parameters(), config.optimiser, config.outer_lr, config.weight_decay, config.momentum
+        )
+        self.progress = Progress()
+        self.outer_step: OuterStep | None = None
+
+    def fit(self, resume: bool = False) -> Progress:
+        """Train until the last step, an early stop, or a request to stop (Ctrl-C, SIGTERM).
+
+        Args:
+            resume: go on from the newest usable checkpoint; the result is what one run without a break gives.
+
+        Returns:
+            Where the run ended; the learner holds the last weights, ``checkpoints/best.safetensors`` the best.
+
+        Raises:
+            DivergedError: a loss or gradient was not finite; the last good checkpoint is kept.
+            UserError: nothing to resume from, or a file could not be written.
+        """
+        devices = [self.fabric.device] if self.fabric.device.type == "cuda" else []
+        with torch.random.fork_rng(devices), _deterministic(self.config.deterministic), _stop_requests() as stop:
+            # Dropout and the like draw from the global generator: it is seeded here and restored afterwards.
+            torch.manual_seed(generator(self.config.seed, "global").initial_seed())
+            if resume:
+                self._restore()
+            self.learner.train()
+            self._prepare()
+            clock = time.perf_counter() - self.progress.seconds
+            while not self.progress.stopped:
+                self._one_step()
+                self.progress.seconds = time.perf_counter() - clock
+                self._after_step(stop.is_set())
+        self.learner.eval()
+        return self.progress
+
+    def _prepare(self) -> None:
+        """Settle how tasks are batched, once for the whole run, and save the start."""
+        if self.progress.step >= self.config.steps:
+            self.progress.stopped = "done"
+        if self.outer_step is None:
+            self.outer_step = OuterStep(self.learner, self._choose_batching(), self.fabric.autocast)
+        self.on_event("start", self.progress.step, {"batching": str(self.outer_step.batching)})
+        if self.progress.step == 0:
+            self._save()
+
+    def _choose_batching(self) -> Batching:
+        c = self.config
+        if c.batching != "auto":
+            return Batching(c.batching, c.chunk, c.compile == "on")
+        if c.deterministic:
+            return Batching("native" if self.learner.native else "loop", c.chunk, c.compile == "on")
+        before = self.loader.state_dict()
+        batch = next(self.loader)
+        self.loader.load_state_dict(before)
+        chosen, _ = choose(self.learner, batch, n_steps=c.steps, compiled=c.compile, autocast=self.fabric.autocast)
+        # All processes must run the same program, though their clocks may disagree.
+        return self.fabric.broadcast(chosen)
+
+    def _one_step(self) -> None:
+        if self.outer_step is None:
+            raise RuntimeError("the trainer was not prepared")
+        gradient = combine([self.outer_step(next(self.loader)) for _ in range(self.config.accumulate)])
+        gradient = average(self.fabric, gradient, self.loader.n_tasks * self.config.accumulate)
+        grads, norm = clip(gradient.grads, self.config.clip_norm)
+        loss = gradient.losses.mean()
+        if not bool(torch.isfinite(loss) & torch.isfinite(norm)):
+            self._diverged(gradient)
+        c, step = self.config, self.progress.step
+        rate = c.outer_lr * rate_factor(step, c.steps, c.schedule, warmup=c.warmup, every=c.lr_every, gamma=c.lr_gamma)
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate
+        for name, p in self.learner.named_parameters():
+            p.grad = grads.get(name)
+        self.optimiser.step()
+        self.optimiser.zero_grad(set_to_none=True)
+        replace_buffers(self.learner, gradient.buffers)
+        self.progress.step += 1
+        self._last = {"loss": float(loss), "grad_norm": float(norm), "outer_lr": rate}
+
+    def _diverged(self, gradient: OuterGradient) -> None:
+        bad = [f"the gradient of {k}" for k, g in gradient.grads.items() if not bool(torch.isfinite(g).all())]
+        what = bad[0] if bool(torch.isfinite(gradient.losses).all()) and bad else "the outer loss"
+        raise DivergedError(
+            self.progress.step + 1,
+            what,
+            "the last good checkpoint is kept. Try a smaller outer_lr or inner_lr, clip_norm=10, or fewer inner steps",
+        )
+
+    def _after_step(self, stop: bool) -> None:
+        c, p = self.config, self.progress
+        stop = self._any(stop)
+        last = p.step >= c.steps
+        values = {**self._last, "seconds": p.seconds}
+        if self.validate is not None and c.validate_every and (p.step % c.validate_every == 0 or last):
+            values["val"] = self._validate()
+            if c.patience and p.bad >= c.patience:
+                p.stopped = "early"
+        if last:
+            p.stopped = "done"
+        elif stop:
+            p.stopped = "interrupted"
+        if p.step % c.log_every == 0 or "val" in values or p.stopped:
+            for log in self.logs:
+                log.write(p.step, values)
+        self.on_event("step", p.step, values)
+        if p.step % c.checkpoint_every == 0 or p.stopped:
+            self._save()
+
+    def _any(self, flag: bool) -> bool:
+        # All processes must leave after the same step.
+        if self.fabric.world_size == 1:
+            return flag
+        votes = torch.tensor([float(flag)], device=self.fabric.device)
+        torch.distributed.all_reduce(votes)
+        return bool(votes.item() > 0)
+
+    def _validate(self) -> float:
+        value = 0.0
+        if self.fabric.is_global_zero and self.validate is not None:
+            self.learner.eval()
+            value = float(self.validate(self.learner))
+            self.learner.train()
+        value = self.fabric.broadcast(value)
+        p = self.progress
+        p.bad += 1
+        if p.best is None or value > p.best:
+            p.best, p.best_step, p.bad = value, p.step, 0
+            if self.checkpoints and self.fabric.is_global_zero:
+                save_tree(self.checkpoints.best, {"learner": self.learner.state_dict(), "step": p.step, "val": value})
+        self.on_event("validate", p.step, {"val": value, "best": p.best, "best_step": p.best_step})
+        return value
+
+    def _save(self) -> None:
+        if self.checkpoints is None or not self.fabric.is_global_zero or self.outer_step is None:
+            return
+        path = self.checkpoints.save(self.progress.step, self._tree())
+        self.on_event("checkpoint", self.progress.step, {"path": path})
+
+    def _tree(self) -> Tree:
+        cuda = [torch.cuda.get_rng_state(self.fabric.device)] if self.fabric.device.type == "cuda" else []
+        batching = self.outer_step.batching if self.outer_step else Batching()
+        return {
+            "progress": dict(vars(self.progress)),
+            "learner": self.learner.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "loader": self.loader.state_dict(),
+            "rng": [torch.get_rng_state(), *cuda],
+            "batching": dict(vars(batching)),
+        }
+
+    def _restore(self) -> None:
+        if self.checkpoints is None:
+            raise UserError("expected a run folder to resume from, got none; pass out=")
+        tree, _, problems = self.checkpoints.load_newest()
+        for problem in problems:
+            self.on_event("warning", 0, {"message": f"{problem}. The checkpoint before it is used."})
+        try:
+            self.learner.load_state_dict(tree["learner"])
+            self.optimiser.load_state_dict(tree["optimiser"])
+            self.loader.load_state_dict(tree["loader"])
+            self.progress = Progress(**tree["progress"])
+        except (KeyError, RuntimeError, ValueError, TypeError) as error:
+            raise UserError(f"this checkpoint is of another learner or optimiser: {error}") from error
+        self.progress.stopped = ""
+        if self.progress.best is not None and self.config.patience and self.progress.bad >= self.config.patience:
+            self.progress.stopped = "early"
+        torch.set_rng_state(tree["rng"][0])
+        if self.fabric.device.type == "cuda" and len(tree["rng"]) > 1:
+            torch.cuda.set_rng_state(tree["rng"][1], self.fabric.device)
+        self.outer_step = OuterStep(self.learner, Batching(**tree["batching"]), self.fabric.autocast)
+        for log in self.logs:
+            log.rewind(self.progress.step)
+
+
+@contextmanager
+def _deterministic(wanted: bool) -> Iterator[None]:
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(wanted or before)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+
+
+@contextmanager
+def _stop_requests() -> Iterator[threading.Event]:
+    # The first Ctrl-C or SIGTERM is a request, met after the step at hand; a second Ctrl-C stops at once.
+    stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    held = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        stop.set()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    for s in held:
+        signal.signal(s, ask)
+    try:
+        yield stop
+    finally:
+        for s, handler in held.items():
+            signal.signal(s, handler)

@@ -1,0 +1,112 @@
+"""Which episodes an evaluation sees: drawn in blocks of fixed size, so they depend on the source and the seed alone."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from kshot.core import Episode, Tree, UserError, generator, tree_map
+from kshot.core.tree import leaves
+from kshot.data.source import TaskSource
+
+BLOCK = 64
+
+
+class Drawn(NamedTuple):
+    """Some consecutive episodes of an evaluation.
+
+    Attributes:
+        plan: what the source drew for them.
+        episodes: a batch of them.
+    """
+
+    plan: Tree
+    episodes: Episode
+
+
+class Draw:
+    """The first E episodes of a seed. The first 100 of 600 are the same as 100 asked for alone.
+
+    Args:
+        source: where tasks come from.
+        n_episodes: E.
+        seed: of the stream.
+
+    Attributes:
+        fingerprint: hash of the plans drawn so far; complete once ``chunks`` has been read to its end.
+
+    Raises:
+        UserError: no episodes are asked for.
+    """
+
+    def __init__(self, source: TaskSource, n_episodes: int, seed: int) -> None:
+        if n_episodes < 1:
+            raise UserError(f"expected n_episodes >= 1, got {n_episodes}; 600 is usual")
+        self.source, self.n_episodes, self.seed = source, n_episodes, seed
+        self._hash = hashlib.sha256(f"{source.name}/{source.sha256}/{tuple(source.spec)}".encode())
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the plans drawn so far."""
+        return self._hash.hexdigest()
+
+    def chunks(self, size: int) -> Iterator[Drawn]:
+        """Gather the episodes in order.
+
+        Args:
+            size: at most so many at once; a source whose shapes vary gives them one by one.
+
+        Yields:
+            Consecutive episodes.
+
+        Raises:
+            UserError: size is below 1.
+        """
+        if size < 1:
+            raise UserError(f"expected chunk >= 1 episodes, got {size}")
+        for plan, length in self._plans():
+            for start in range(0, length, size):
+                stop = min(start + size, length)
+                part = tree_map(lambda t, a=start, b=stop: t[a:b], plan)
+                yield Drawn(part, self.source.episodes(part))
+
+    def _plans(self) -> Iterator[tuple[Tree, int]]:
+        stream = generator(self.seed, "evaluate")
+        for start in range(0, self.n_episodes, BLOCK):
+            # A whole block is drawn even where the end of it is not needed: the stream must not depend on E.
+            wanted = min(BLOCK, self.n_episodes - start)
+            block: Any = self.source.plan(BLOCK, stream)
+            if self.source.varying:
+                plans = [(plan, 1) for plan in block[:wanted]]
+            else:
+                plans = [(tree_map(lambda t, n=wanted: t[:n], block), wanted)]
+            for plan, length in plans:
+                self._remember(plan)
+                yield plan, length
+
+    def _remember(self, plan: Tree) -> None:
+        for t in leaves(plan):
+            self._hash.update(f"{tuple(t.shape)}{t.dtype}".encode())
+            self._hash.update(_bytes(t))
+
+
+def _bytes(t: Tensor) -> bytes:
+    return t.detach().cpu().contiguous().numpy().tobytes()
+
+
+def class_names(source: TaskSource, plan: Tree) -> list[tuple[str, ...]] | None:
+    """Name the classes of each episode of a plan, in the order of their labels.
+
+    Args:
+        source: where the plan came from.
+        plan: T plans; a dict with ``classes`` (T, W) if the tasks are made of named classes.
+
+    Returns:
+        T tuples of W names, or None where the source cannot tell.
+    """
+    if source.classes is None or not isinstance(plan, dict) or "classes" not in plan:
+        return None
+    return [tuple(source.classes[c] for c in row) for row in plan["classes"].tolist()]

@@ -1,0 +1,118 @@
+"""What an evaluation found: one number per episode, from which means, intervals and comparisons are taken."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from torch import Tensor
+
+from kshot.core import UserError
+from kshot.evaluation.metrics import calibration_error
+from kshot.evaluation.statistics import Comparison, Estimate, mean_ci95, paired
+
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """Scores of one learner on E episodes.
+
+    Attributes:
+        metric: name of the main number: "accuracy", or "mse" for regression.
+        per_episode: name -> float64 (E,): "accuracy", "nll" and "brier", or "mse".
+        bins: (3, B) calibration bins summed over all episodes (see ``metrics.confidence_bins``); None for regression.
+        seed: of the episodes.
+        seconds: wall time of the evaluation, sampling included.
+        fingerprint: hash of the episodes' plans; equal where and only where two evaluations saw identical episodes.
+    """
+
+    metric: str
+    per_episode: dict[str, Tensor]
+    bins: Tensor | None
+    seed: int
+    seconds: float
+    fingerprint: str
+
+    @property
+    def n_episodes(self) -> int:
+        """Number of episodes E."""
+        return len(self.per_episode[self.metric])
+
+    @property
+    def estimate(self) -> Estimate:
+        """The main metric's mean with its 95% interval over episodes."""
+        return self.estimate_of(self.metric)
+
+    @property
+    def ece(self) -> float | None:
+        """Expected calibration error over all queries; None for regression."""
+        return None if self.bins is None else calibration_error(self.bins)
+
+    def estimate_of(self, name: str) -> Estimate:
+        """Return the mean and interval of one of the scores.
+
+        Args:
+            name: a key of ``per_episode``.
+
+        Returns:
+            The estimate.
+
+        Raises:
+            UserError: no such score, or fewer than two episodes.
+        """
+        if name not in self.per_episode:
+            raise UserError(f"unknown score {name!r}; this evaluation has {', '.join(self.per_episode)}")
+        return mean_ci95(self.per_episode[name])
+
+
+class Curve(NamedTuple):
+    """A score against a number that varies, such as shots or inner steps.
+
+    Attributes:
+        along: what varies: "shots" or "inner steps".
+        metric: "accuracy" or "mse".
+        x: its values, ascending.
+        estimates: the score at each of them.
+    """
+
+    along: str
+    metric: str
+    x: tuple[int, ...]
+    estimates: tuple[Estimate, ...]
+
+
+def higher_is_better(metric: str) -> bool:
+    """Tell which way a metric improves.
+
+    Args:
+        metric: its name.
+
+    Returns:
+        True for accuracy, False for errors and losses.
+    """
+    return metric == "accuracy"
+
+
+def compare(first: Scores, second: Scores, name: str | None = None) -> Comparison:
+    """Compare two learners that were evaluated on identical episodes.
+
+    Args:
+        first: scores of one learner.
+        second: scores of the other.
+        name: which score; the main metric if None.
+
+    Returns:
+        First minus second.
+
+    Raises:
+        UserError: the episodes are not identical, or one has no such score.
+    """
+    name = name or first.metric
+    if first.fingerprint != second.fingerprint:
+        raise UserError(
+            "a paired comparison needs identical episodes, got two different sets; "
+            "evaluate both on the same data with the same seed, ways, shots, queries and number of episodes"
+        )
+    missing = [s.metric for s in (first, second) if name not in s.per_episode]
+    if missing:
+        raise UserError(f"both evaluations need the score {name!r}, got one of {missing[0]}; compare like with like")
+    return paired(first.per_episode[name], second.per_episode[name])

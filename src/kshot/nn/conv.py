@@ -1,0 +1,109 @@
+"""The four-block convolutional embedding of the few-shot literature (Conv4), with its normalisation named.
+
+Vinyals et al. 2016 (arXiv:1606.04080) set the design: four blocks of 3x3 convolution, batch norm, ReLU and a halving of
+the side. ProtoNet halves by 2x2 max-pooling, MAML on Omniglot by strided convolutions.
+"""
+
+from __future__ import annotations
+
+import itertools
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kshot.core.errors import UserError
+from kshot.nn.norm import Norm
+
+DOWNSAMPLES = ("pool", "stride")
+
+
+class ConvBlock(nn.Module):
+    """3x3 convolution, normalisation, ReLU, and a halving of the side.
+
+    Args:
+        in_channels: channels in.
+        out_channels: channels out.
+        normalisation: see ``kshot.nn.norm``.
+        downsample: "pool" (2x2 max-pooling, floor) or "stride" (stride 2, ceiling).
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, normalisation: str, downsample: str) -> None:
+        super().__init__()
+        self.pool = downsample == "pool"
+        self.conv = nn.Conv2d(in_channels, out_channels, 3, stride=1 if self.pool else 2, padding=1)
+        self.norm = Norm(out_channels, normalisation)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply the block.
+
+        Args:
+            x: (N, C, H, W), or (T, N, C, H, W) for T tasks.
+
+        Returns:
+            (..., out_channels, about H / 2, about W / 2).
+        """
+        x = self.norm(_conv(self.conv, x))
+        if not self.pool:
+            return F.relu(x)
+        # Max-pooling commutes with ReLU exactly, and pooling first leaves a quarter of the work.
+        return F.relu(F.max_pool2d(x.flatten(0, -4), 2).unflatten(0, x.shape[:-3]))
+
+
+def _conv(conv: nn.Conv2d, x: Tensor) -> Tensor:
+    return conv(x.flatten(0, -4)).unflatten(0, x.shape[:-3])
+
+
+class Conv4(nn.Module):
+    """Four ``ConvBlock`` and a flattening: (N, C, H, W) to (N, n_features).
+
+    Args:
+        in_channels: channels of the images, 1 for Omniglot.
+        n_filters: channels of every block, 64 in the papers.
+        image_size: side of the square images in pixels; at least 16 when pooling.
+        normalisation: see ``kshot.nn.norm``.
+        downsample: "pool" (Matching, Prototypical Networks) or "stride" (MAML on Omniglot).
+
+    Attributes:
+        takes_tasks: a leading task axis is allowed.
+        n_features: D, length of the embedding; 64 for 28x28 images and 64 filters with pooling.
+
+    Raises:
+        UserError: images too small, or an unknown way to downsample.
+    """
+
+    takes_tasks = True
+
+    def __init__(
+        self,
+        in_channels: int = 1,
+        n_filters: int = 64,
+        image_size: int = 28,
+        normalisation: str = "running",
+        downsample: str = "pool",
+    ) -> None:
+        super().__init__()
+        if downsample not in DOWNSAMPLES:
+            raise UserError(f"downsample must be one of {', '.join(DOWNSAMPLES)}, got {downsample!r}")
+        side = image_size
+        for _ in range(4):
+            side = side // 2 if downsample == "pool" else (side + 1) // 2
+        if side < 1:
+            raise UserError(
+                f"Conv4 halves the image four times: expected a side of at least 16 pixels, got {image_size}"
+            )
+        channels = [in_channels, *[n_filters] * 4]
+        self.blocks = nn.Sequential(
+            *(ConvBlock(i, o, normalisation, downsample) for i, o in itertools.pairwise(channels))
+        )
+        self.n_features = n_filters * side * side
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Embed images.
+
+        Args:
+            x: (N, C, H, W), or (T, N, C, H, W) for T tasks.
+
+        Returns:
+            (N, D), or (T, N, D).
+        """
+        return self.blocks(x).flatten(-3)

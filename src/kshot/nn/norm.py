@@ -1,0 +1,176 @@
+"""Normalisation with the statistics named: which examples a mean and a variance were taken from.
+
+Batch normalisation leaks: with the statistics of the query batch, the answer to one query depends on the others
+(Bronskill et al., TaskNorm, ICML 2020, arXiv:2003.03284). So the mode is always explicit, and printed
+with every number:
+
+=========  ====================================================  =====================================================
+mode       statistics while training                              statistics when predicting
+=========  ====================================================  =====================================================
+running    the batch at hand, also averaged into buffers          the buffers (inductive)
+episode    the batch at hand                                      the batch at hand: TRANSDUCTIVE, MAML's own code
+support    the support batch, for support and query alike         the same (inductive)
+layer      each example's own channels and pixels                 the same (inductive)
+none       no normalisation                                       the same (inductive)
+=========  ====================================================  =====================================================
+
+Buffers are replaced, never written in place, so a functional call sees its own copies and ``vmap`` works.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from kshot.core.errors import UserError
+
+NORMALISATIONS = ("running", "episode", "support", "layer", "none")
+
+
+class Norm(nn.Module):
+    """Normalise channels: y = gamma * (x - mean) / sqrt(var + eps) + beta.
+
+    An input (N, C, ...) is one batch; an input (T, N, C, H, W) is T tasks, each with statistics of its own.
+
+    Args:
+        n_channels: C.
+        mode: one of ``NORMALISATIONS``.
+        momentum: weight of the newest batch in the running statistics; 0.1 is PyTorch's.
+        eps: added to the variance; 1e-5 is PyTorch's.
+
+    Raises:
+        UserError: unknown mode.
+    """
+
+    running_mean: Tensor
+    running_var: Tensor
+
+    def __init__(self, n_channels: int, mode: str = "running", momentum: float = 0.1, eps: float = 1e-5) -> None:
+        super().__init__()
+        if mode not in NORMALISATIONS:
+            raise UserError(f"normalisation must be one of {', '.join(NORMALISATIONS)}, got {mode!r}")
+        self.mode, self.momentum, self.eps = mode, momentum, eps
+        self.collecting = False
+        if mode == "none":
+            return
+        self.weight = nn.Parameter(torch.ones(n_channels))
+        self.bias = nn.Parameter(torch.zeros(n_channels))
+        if mode in ("running", "support"):
+            self.register_buffer("running_mean", torch.zeros(n_channels))
+            self.register_buffer("running_var", torch.ones(n_channels))
+
+    @property
+    def transductive(self) -> bool:
+        """True if examples of one batch influence each other when predicting."""
+        return self.mode == "episode"
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise.
+
+        Args:
+            x: (N, C), (N, C, H, W), or (T, N, C, H, W).
+
+        Returns:
+            The same shape.
+        """
+        if self.mode == "none":
+            return x
+        tail = (-1, *(1,) * (2 if x.ndim >= 4 else 0))  # channels first, pixels after
+        mean, var = self._statistics(x, tail)
+        scale = torch.rsqrt(var + self.eps) * self.weight.view(tail)
+        return x * scale + (self.bias.view(tail) - mean * scale)
+
+    def _statistics(self, x: Tensor, tail: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+        pixels = (-2, -1) if x.ndim >= 4 else ()
+        if self.mode == "layer":
+            own = (*(() if not pixels else (-3,)), *pixels) or (-1,)
+            return x.mean(own, keepdim=True), x.var(own, correction=0, keepdim=True)
+        stored = (self.mode == "running" and not self.training) or (self.mode == "support" and not self.collecting)
+        if stored:
+            return self.running_mean.view(*self.running_mean.shape[:-1], *_task_gap(self.running_mean), *tail), (
+                self.running_var.view(*self.running_var.shape[:-1], *_task_gap(self.running_var), *tail)
+            )
+        batch = (-4 if pixels else -2, *pixels)
+        mean = x.mean(batch, keepdim=True)
+        var = ((x - mean) ** 2).mean(batch, keepdim=True)
+        self._remember(mean, var, count=x.numel() // (mean.numel() or 1), n_trailing=len(tail))
+        return mean, var
+
+    def _remember(self, mean: Tensor, var: Tensor, count: int, n_trailing: int) -> None:
+        if self.mode not in ("running", "support"):
+            return
+        mean, var = (s.detach() if self.mode == "running" else s for s in (mean, var))
+        mean, var = (s.reshape(*s.shape[: -n_trailing - 1], -1) for s in (mean, var))
+        if self.mode == "support":
+            self.running_mean, self.running_var = mean, var
+            return
+        # The unbiased variance goes into the buffer and the biased one into the output, as PyTorch's BatchNorm does.
+        var = var * (count / max(count - 1, 1))
+        mean, var = (s.mean(0) if s.ndim > 1 else s for s in (mean, var))
+        self.running_mean = torch.lerp(self.running_mean, mean, self.momentum)
+        self.running_var = torch.lerp(self.running_var, var, self.momentum)
+
+    def extra_repr(self) -> str:
+        """Return the mode, for printing.
+
+        Returns:
+            A short text.
+        """
+        return self.mode
+
+
+def _task_gap(buffer: Tensor) -> tuple[int, ...]:
+    return (1,) if buffer.ndim > 1 else ()
+
+
+@contextmanager
+def collecting(module: nn.Module) -> Iterator[None]:
+    """While open, layers in mode "support" take their statistics from the batch at hand and keep them.
+
+    The statistics land in the layers' buffers, so inside ``functional_call`` they land in the caller's dict of buffers
+    and the module itself is left as it was.
+
+    Args:
+        module: the network.
+
+    Yields:
+        Nothing.
+    """
+    layers = [m for m in module.modules() if isinstance(m, Norm)]
+    for layer in layers:
+        layer.collecting = True
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.collecting = False
+
+
+def uses_support_statistics(module: nn.Module) -> bool:
+    """Tell whether a network has layers in mode "support".
+
+    Returns:
+        True if so.
+    """
+    return any(isinstance(m, Norm) and m.mode == "support" for m in module.modules())
+
+
+def normalisation_of(module: nn.Module) -> str:
+    """Name the normalisation of a network, for tables and records.
+
+    Returns:
+        The mode of its ``Norm`` layers; for PyTorch's batch norms "running" or "episode"; "none" if there are none;
+        several joined by "+".
+    """
+    modes = set()
+    for m in module.modules():
+        if isinstance(m, Norm):
+            modes.add(m.mode)
+        elif isinstance(m, nn.modules.batchnorm._BatchNorm):
+            modes.add("episode" if m.running_mean is None else "running")
+        elif isinstance(m, nn.LayerNorm | nn.GroupNorm):
+            modes.add("layer")
+    return "+".join(sorted(modes - {"none"})) or "none"
