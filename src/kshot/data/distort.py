@@ -29,12 +29,12 @@ _PEN, _PRINT = (0.5, 1.1), (0.6, 1.7)
 # How far printed lines may be worn or swollen, in the same pixels: more would close what is open.
 _SWELL = 0.8
 # Half of the longer side of a drawing's ink, in shares of the drawing.
-_SIZES = (0.33, 0.43)
+_SIZES = (0.32, 0.42)
 _MAX_TURN, _MAX_SLANT, _MAX_STRETCH = math.radians(16), 0.3, 0.3
 # In shares of the grid; neighbouring control points are a quarter apart, so that the paper never folds.
 _MAX_BEND = 0.06
 # Ink keeps this far from the edge (in pixels of 28), but for what bending adds.
-_MARGIN = 1.0
+_MARGIN = 2.0
 _CHUNK = 1024
 
 
@@ -71,7 +71,8 @@ def shapes_of(images: Tensor, spread: Tensor, *, reach: int) -> Shapes:
     depth = torch.where(ink, 0.5 - inside, distance(ink, reach) - 0.5)
     bones = spread == 0
     half_width = (inside * bones).sum((1, 2)) / bones.sum((1, 2))
-    half_box = torch.stack([ink.any(1).sum(1), ink.any(2).sum(1)], 1) / 2
+    middle_to_far_side = (torch.arange(ink.shape[2]) - (ink.shape[2] - 1) / 2).abs() + 0.5
+    half_box = torch.stack([(ink.any(axis) * middle_to_far_side).amax(1) for axis in (1, 2)], 1)
     return Shapes(spread, depth, half_width, half_box)
 
 

@@ -34,6 +34,8 @@ FACES = ("DejaVuSans", "DejaVuSerif-Italic", "STIXGeneral", "DejaVuSansMono", "D
 _EM = 96
 _FACES_PER_CLASS = 3
 _INK = 128
+# What of a smooth edge counts when a picture is cut to its ink: grey of a quarter and more.
+_SEEN = [0] * 64 + [255] * 192
 # In shares of the em: what is smaller is a point, a prime or the like, and all of them are one blot when enlarged.
 _SMALLEST = 0.3
 # Bars and dashes (shorter side over longer), and solid shapes (a disc of this radius, in grid pixels, fits inside).
@@ -176,12 +178,13 @@ def _draw(font: ImageFont.FreeTypeFont, code: int) -> Tensor | None:
         uint8 (GRID, GRID), or None where it is empty, tiny or a bar.
     """
     import numpy as np
-    from PIL import Image
+    from PIL import Image, ImageDraw
 
-    mask = font.getmask(chr(code), mode="L")
-    ink = Image.frombytes("L", mask.size, bytes(mask)) if all(mask.size) else None
-    box = ink.point(lambda v: 255 * (v >= _INK // 2)).getbbox() if ink else None
-    if ink is None or box is None:
+    left, top, right, bottom = (round(edge) for edge in font.getbbox(chr(code)))
+    ink = Image.new("L", (max(1, right - left), max(1, bottom - top)))
+    ImageDraw.Draw(ink).text((-left, -top), chr(code), fill=255, font=font)
+    box = ink.point(_SEEN).getbbox()
+    if box is None:
         return None
     width, height = box[2] - box[0], box[3] - box[1]
     long, short = max(width, height), min(width, height)
@@ -233,8 +236,6 @@ def _other_faces(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Draw the chosen characters in more faces, where those look like no other character.
 
-    Italic Cyrillic te, say, is a Latin m: such a drawing would be a wrong label.
-
     Args:
         faces: all of them.
         chosen: code point and rank of the first face of each class.
@@ -249,14 +250,33 @@ def _other_faces(
         for rank, image in _draw_all(faces, code, most=_FACES_PER_CLASS)
         if rank != first
     ]
-    if not drawn:
-        return torch.empty(0, GRID, GRID, dtype=torch.uint8), spread[:0], torch.empty(0, dtype=torch.int64)
-    images, classes = torch.stack([image for _, image in drawn]), torch.tensor([label for label, _ in drawn])
+    images = torch.stack([image for _, image in drawn]) if drawn else torch.empty(0, GRID, GRID, dtype=torch.uint8)
+    classes = torch.tensor([label for label, _ in drawn], dtype=torch.int64)
     slim = (~_solid(images)).nonzero().squeeze(1)
     images, classes = images[slim], classes[slim]
     theirs = _spread(images)
-    gaps = apart(theirs, spread)
-    own = gaps.gather(1, classes[:, None]).squeeze(1)
-    rival = gaps.scatter(1, classes[:, None], torch.inf).amin(1)
-    good = rival >= own.clamp(min=SAME)
+    good = _own(theirs, classes, spread)
     return images[good], theirs[good], classes[good]
+
+
+def _own(theirs: Tensor, classes: Tensor, spread: Tensor) -> Tensor:
+    """Find the further outlines that could be taken for their own class alone.
+
+    Italic Cyrillic te, say, is a Latin m: such a drawing would be a wrong label.
+
+    Args:
+        theirs: (M, GRID, GRID), of the further outlines.
+        classes: int64 (M,), their classes.
+        spread: (C, GRID, GRID), of the first outline of each class.
+
+    Returns:
+        bool (M,).
+    """
+    if not len(classes):
+        return torch.empty(0, dtype=torch.bool)
+    to_first = apart(theirs, spread)
+    own = to_first.gather(1, classes[:, None]).squeeze(1)
+    rival = to_first.scatter(1, classes[:, None], torch.inf).amin(1)
+    good = rival >= own.clamp(min=SAME)
+    clash = (apart(theirs, theirs) < SAME) & (classes[:, None] != classes) & good
+    return good & ~clash.any(1)

@@ -12,7 +12,8 @@ Making all of it takes about ten seconds, once; later the cache has it.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
@@ -74,6 +75,11 @@ def draw_glyphs(scripts: Sequence[Script] = SCRIPTS, *, n_drawings: int = N_DRAW
     Returns:
         The images, uint8 (N, 1, 28, 28), classes in order and the drawings of one class together.
     """
+    with _one_thread():
+        return _drawn(scripts, n_drawings)
+
+
+def _drawn(scripts: Sequence[Script], n_drawings: int) -> ImageSet:
     found = glyph_outlines.outlines(scripts)
     shapes = distort.shapes_of(found.images, found.spread, reach=glyph_outlines.REACH)
     streams = [generator(_SEED, "glyphs", code) for code in found.codes]
@@ -103,6 +109,18 @@ def _typefaces(classes: Tensor, knob: Tensor) -> Tensor:
     count = torch.bincount(classes)
     first = count.cumsum(0) - count
     return first[:, None] + (knob * count[:, None]).long()
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    # Tens of thousands of small operations: threads that wait for each other after every one take seven times as long
+    # where the processor has other work, and gain nothing where it has none.
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @lru_cache(maxsize=1)

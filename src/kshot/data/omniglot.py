@@ -91,11 +91,13 @@ def decode(path: Path) -> Drawings:
             named = {(m[1], m[2], m[3]): name for name in archive.namelist() if (m := _DRAWING.fullmatch(name))}
             paths = tuple(sorted(named))
             rows = [_decode_png(archive, named[p]) for p in paths]
+    except PermissionError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); make it readable") from error
     except UserError:
         raise
     # What zipfile and Pillow raise on damaged files: bad checksum or header, odd method, encryption, broken PNG chunk.
     except (OSError, EOFError, zipfile.BadZipFile, zlib.error, RuntimeError, SyntaxError, ValueError) as error:
-        raise UserError(f"{path} cannot be read as an archive of drawings ({error}): {_REPLACE}") from error
+        raise UserError(f"{path} cannot be read as an archive of drawings ({error}); {_REPLACE}") from error
     bits = torch.frombuffer(bytearray(b"".join(rows)), dtype=torch.uint8) if rows else torch.empty(0, dtype=torch.uint8)
     # Stored white is 1. Of the last byte of a row only the first bit is a pixel.
     bits = bits.view(-1, _SIDE, 14).bitwise_not_()
@@ -103,19 +105,19 @@ def decode(path: Path) -> Drawings:
     return Drawings(bits, paths)
 
 
-_REPLACE = "it is damaged; replace it by `kshot data fetch omniglot`, or remove it"
+_REPLACE = "it is damaged: replace it by `kshot data fetch omniglot`, or remove it"
 
 
 def _decode_png(archive: zipfile.ZipFile, name: str) -> bytes:
     from PIL import Image
 
     if archive.getinfo(name).file_size > _MOST_BYTES:
-        raise UserError(f"expected small PNG files, got {name} of more than {_MOST_BYTES} bytes: {_REPLACE}")
+        raise UserError(f"expected small PNG files, got {name} of more than {_MOST_BYTES} bytes; {_REPLACE}")
     data = archive.read(name)
     # Read from the header, so that Pillow never makes room for what a damaged one says.
     width, height = (int.from_bytes(data[at : at + 4], "big") for at in (16, 20))
     if (width, height) != (_SIDE, _SIDE):
-        raise UserError(f"expected drawings of {_SIDE} x {_SIDE}, got {name} of {width} x {height}: {_REPLACE}")
+        raise UserError(f"expected drawings of {_SIDE} x {_SIDE}, got {name} of {width} x {height}; {_REPLACE}")
     with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
         return image.convert("1", dither=Image.Dither.NONE).tobytes()
 

@@ -52,8 +52,9 @@ def skeleton(ink: Tensor) -> Tensor:
 
     Parallel thinning in two alternating half-steps: T. Y. Zhang and C. Y. Suen, "A fast parallel algorithm for
     thinning digital patterns", Communications of the ACM 27(3), 1984. A half-step removes edge pixels of the
-    south-east, then of the north-west, unless that would shorten a line, break one or wipe out a dot. Ink of width w takes about w/2
-    steps. A row of pixels is one 64-bit word here, so that a logical operation decides for 64 pixels at once.
+    south-east, then of the north-west, unless that would shorten a line or break one. Unlike the paper's, it leaves a
+    pixel of a square of 2 x 2. Ink of width w takes about w/2 steps. A row of pixels is one 64-bit word here, so that
+    a logical operation decides for 64 pixels at once.
 
     Args:
         ink: bool (N, H, W) with W of at most 64; the outermost rows and columns are taken as empty.
@@ -99,9 +100,9 @@ def _removable(rows: Tensor, corner: int) -> Tensor:
     _, two_empty = _counted([~here for here in ring])
     one_rise, two_rises = _counted([after & ~here for here, after in zip(ring, ring[1:] + ring[:1], strict=True)])
     north, ne, east, se, south, sw, west, nw = ring[corner:] + ring[:corner]
-    # Not in the paper, which wipes out squares of 2 x 2: their first corner stays, and so do dots.
-    square = east & se & south & ~(north | ne | sw | west | nw)
-    return two_inked & two_empty & one_rise & ~two_rises & ~(east & south & (north | west)) & ~square
+    # The corner of a convex shape waits for the other half-step: without that a dot would vanish.
+    convex = east & se & south & ~(north | ne | sw | west | nw)
+    return two_inked & two_empty & one_rise & ~two_rises & ~(east & south & (north | west)) & ~convex
 
 
 def _counted(words: Sequence[Tensor]) -> tuple[Tensor, Tensor]:

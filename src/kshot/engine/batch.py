@@ -98,7 +98,7 @@ class OuterStep:
         """Compute the outer gradient.
 
         Args:
-            episodes: a batch of T episodes, or a list of single episodes of any shapes (which are looped over).
+            episodes: a batch of T episodes, or a list of episodes (or batches) of any shapes, which are looped over.
 
         Returns:
             Losses, gradients and buffers. Nothing of the learner has changed.
@@ -109,11 +109,17 @@ class OuterStep:
     def _pieces(self, episodes: Episode | Sequence[Episode]) -> list[Episode]:
         # What is run at once: batches of tasks, or single tasks under a loop.
         if not isinstance(episodes, Episode):
-            return list(episodes)
+            return [single for e in episodes for single in self._singles(e)]
         if self.batching.kind == "loop":
             return list(unbind(episodes))
         total, chunk = n_tasks(episodes), self.batching.chunk or n_tasks(episodes)
         return [select(episodes, slice(i, i + chunk)) for i in range(0, total, chunk)]
+
+    def _singles(self, episode: Episode) -> list[Episode]:
+        # Sources whose shapes vary give batches of one episode each.
+        if episode.query.y.ndim == self._target_ndim(episode):
+            return [episode]
+        return list(unbind(episode))
 
     def _part(self, params: Named, buffers: Named, piece: Episode) -> tuple[Tensor, Named, Named]:
         flat: Flat = (piece.support.x, piece.support.y, piece.query.x, piece.query.y)
@@ -147,7 +153,8 @@ class OuterStep:
                 lambda f: run(params, buffers, f, batched=False), randomness="different", in_dims=(0,)
             )
             losses, after = each(flat)
-            return losses, {k: b.mean(0) if b.is_floating_point() else b[0] for k, b in after.items()}
+            shares = [1 / len(losses)] * len(losses)
+            return losses, {k: _mean(b.unbind(0), shares) for k, b in after.items()}
 
         def value_and_grad(params: Named, buffers: Named, flat: Flat) -> tuple[Tensor, Named, Named]:
             leaves_ = {k: p.detach().requires_grad_() for k, p in params.items() if k in trainable}
@@ -181,19 +188,24 @@ def combine(parts: Sequence[OuterGradient]) -> OuterGradient:
     """
     if len(parts) == 1:
         return parts[0]
-    total = sum(len(p.losses) for p in parts)
+    losses = torch.cat([p.losses for p in parts])
+    shares = [len(p.losses) / len(losses) for p in parts]
 
     def mean(named: list[Named]) -> Named:
-        out = {}
-        for k, first in named[0].items():
-            if not first.is_floating_point():  # such as a counter of batches
-                out[k] = first
-                continue
-            out[k] = sum((n[k] * (len(p.losses) / total) for n, p in zip(named, parts, strict=True)), 0 * first)
-        return out
+        return {k: _mean([n[k] for n in named], shares) for k in named[0]}
 
-    losses = torch.cat([p.losses for p in parts])
     return OuterGradient(losses, mean([p.grads for p in parts]), mean([p.buffers for p in parts]))
+
+
+def _mean(parts: Sequence[Tensor], shares: Sequence[float]) -> Tensor:
+    first = parts[0]
+    if not first.is_floating_point():  # such as a counter of batches
+        return first
+    # As differences from the first: constants (masks of -inf, position codes) come out as they were, to the last bit.
+    return first + sum(
+        (torch.where(t == first, 0.0, t - first) * share for t, share in zip(parts, shares, strict=True)),
+        torch.zeros_like(first),
+    )
 
 
 def compile_pure(pure: Pure, args: tuple[Named, Named, Flat]) -> Pure:

@@ -1,7 +1,7 @@
 """Checkpoints that survive a crash at any moment, and that run no code when they are read.
 
 A checkpoint is one safetensors file: the tensors, and in its header a JSON text with everything else and a digest of
-the tensors. It is written to a new file, flushed to the disk, and renamed; so a file with a checkpoint's name is either
+both. It is written to a new file, flushed to the disk, and renamed; so a file with a checkpoint's name is either
 whole or was damaged later, which the digest tells.
 """
 
@@ -74,18 +74,38 @@ def flatten(tree: Tree, prefix: str = "") -> tuple[dict[str, Tensor], Any]:
 
     Returns:
         Name -> tensor, and the JSON value.
+
+    Raises:
+        UserError: a key is neither a text nor a whole number (of one kind in one dict), or a leaf is no such value.
     """
     if isinstance(tree, Tensor):
         return {prefix: tree}, {"$tensor": prefix}
     if isinstance(tree, dict):
-        parts = {str(k): flatten(v, f"{prefix}/{k}" if prefix else str(k)) for k, v in tree.items()}
+        kinds = {type(k) for k in tree}
+        if kinds - {str} and kinds - {int}:
+            raise UserError(
+                f"expected the keys of a dict to be all texts or all whole numbers, got {sorted(map(str, tree))} "
+                f"at {prefix or 'the top'}; rename them"
+            )
+        parts = {str(k): flatten(v, _below(prefix, str(k))) for k, v in tree.items()}
         # Optimiser states are keyed by integers, which JSON would turn into texts.
-        keys = "$int" if tree and all(isinstance(k, int) for k in tree) else "$dict"
+        keys = "$int" if int in kinds else "$dict"
         return _union(t for t, _ in parts.values()), {keys: {k: v for k, (_, v) in parts.items()}}
     if isinstance(tree, list | tuple):
         items = [flatten(v, f"{prefix}/{i}") for i, v in enumerate(tree)]
         return _union(t for t, _ in items), [v for _, v in items]
+    if tree is not None and not isinstance(tree, bool | int | float | str):
+        raise UserError(
+            f"expected tensors, dicts, lists, tuples, numbers and texts, got a {type(tree).__name__} "
+            f"at {prefix or 'the top'}; convert it first"
+        )
     return {}, tree
+
+
+def _below(prefix: str, key: str) -> str:
+    # A slash within a key, or an empty key, must not make one name of two paths.
+    name = key.replace("~", "~0").replace("/", "~1") or "~2"
+    return f"{prefix}/{name}" if prefix else name
 
 
 def _union(parts: Iterator[dict[str, Tensor]]) -> dict[str, Tensor]:
@@ -122,9 +142,16 @@ def save_tree(path: Path, tree: Tree) -> None:
     Raises:
         UserError: it could not be written.
     """
-    tensors, value = flatten(tree)
-    tensors = {k: t.detach().to("cpu").contiguous() for k, t in tensors.items()}
-    header = {"format": FORMAT, "version": VERSION, "digest": _digest(tensors), "value": value}
+    found, value = flatten(tree)
+    tensors: dict[str, Tensor] = {}
+    held: set[int] = set()
+    for name, t in found.items():
+        own = t.detach().to("cpu").contiguous()
+        # Tied weights are one tensor under two names, which the file format refuses: the second is written out again.
+        tensors[name] = own.clone() if own.untyped_storage().data_ptr() in held else own
+        held.add(own.untyped_storage().data_ptr())
+    text = json.dumps(value)
+    header = {"format": FORMAT, "version": VERSION, "digest": _digest(tensors, text), "value": text}
     write_atomically(path, save(tensors, {"kshot": json.dumps(header)}))
 
 
@@ -149,18 +176,17 @@ def load_tree(path: Path) -> Tree:
     except (SafetensorError, OSError, ValueError) as error:
         raise UserError(f"{path} is damaged, or no checkpoint at all ({error}); use another one") from error
     if not isinstance(header, dict) or header.get("format") != FORMAT:
-        raise UserError(f"{path} was not written by kshot: expected a header of format {FORMAT!r}")
-    if header["version"] > VERSION:
-        raise UserError(
-            f"{path} has format version {header['version']}, this kshot reads up to {VERSION}; upgrade kshot"
-        )
-    if header["digest"] != _digest(tensors):
+        raise UserError(f"{path} was not written by kshot: expected a header of format {FORMAT!r}; use another file")
+    version, text = header.get("version"), header.get("value")
+    if isinstance(version, int) and version > VERSION:
+        raise UserError(f"{path} has format version {version}, this kshot reads up to {VERSION}; upgrade kshot")
+    if not isinstance(text, str) or header.get("digest") != _digest(tensors, text):
         raise UserError(f"{path} is damaged: its contents do not match its digest; use another checkpoint")
-    return unflatten(tensors, header["value"])
+    return unflatten(tensors, json.loads(text))
 
 
-def _digest(tensors: dict[str, Tensor]) -> str:
-    h = hashlib.blake2b(digest_size=16)
+def _digest(tensors: dict[str, Tensor], text: str) -> str:
+    h = hashlib.blake2b(text.encode(), digest_size=16)
     for name in sorted(tensors):
         t = tensors[name]
         h.update(f"{name}:{t.dtype}:{tuple(t.shape)};".encode())
@@ -212,8 +238,11 @@ class Checkpoints:
         """
         path = self.folder / f"step-{step:08d}.safetensors"
         save_tree(path, tree)
-        for _, old in self.steps()[self.keep :]:
+        # A later step is a damaged one that this run goes past again: it must not push out the ones before it.
+        for old in [p for n, p in self.steps() if n <= step][self.keep :]:
             old.unlink(missing_ok=True)
+        for part in self.folder.glob(".*.part"):  # of a process that was killed while it wrote
+            part.unlink(missing_ok=True)
         return path
 
     def load_newest(self) -> tuple[Tree, Path, list[str]]:

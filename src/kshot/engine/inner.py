@@ -53,9 +53,26 @@ def call(module: nn.Module, weights: Weights, x: Tree) -> tuple[Tensor, Weights]
         The output, and the weights with the buffers as the forward pass left them.
     """
     merged = {**weights.params, **weights.buffers}
+    if writes_in_place(module):
+        merged |= {k: b.clone() for k, b in weights.buffers.items()}
     out = torch.func.functional_call(module, merged, (x,))
     # functional_call writes replaced buffers back into the dict that it was given.
     return out, Weights(weights.params, {k: merged[k] for k in weights.buffers})
+
+
+def writes_in_place(module: nn.Module) -> bool:
+    """Tell whether a forward pass overwrites buffers: PyTorch's own batch norms do, while training.
+
+    Args:
+        module: the network.
+
+    Returns:
+        True if so; ``vmap`` refuses such a network, and a pure call needs copies of its buffers.
+    """
+    return any(
+        isinstance(m, nn.modules.batchnorm._NormBase) and m.running_mean is not None and m.training
+        for m in module.modules()
+    )
 
 
 def replace_buffers(module: nn.Module, buffers: Named) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from html import escape
 from typing import NamedTuple
 
-from kshot.evaluation.axes import Format, Frame, Point, nice_ticks, opened, percent, plain
+from kshot.evaluation.report.axes import Format, Frame, Point, nice_ticks, opened, percent, plain
 
 
 class Series(NamedTuple):

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from kshot.core import UserError
-from kshot.evaluation import sections
 from kshot.evaluation.history import History
 from kshot.evaluation.pictures import Pictures
 from kshot.evaluation.record import Record, scores_of, write_atomically
+from kshot.evaluation.report import curves, results, samples
 from kshot.evaluation.scores import Curve, Scores
 from kshot.evaluation.statistics import Estimate
 
@@ -114,20 +114,20 @@ def render(inputs: ReportInput) -> str:
         raise UserError(f"runs of one report need different names, got {', '.join(names)}; rename one")
     runs = inputs.runs
     view: dict[str, Any] = {
-        "title": inputs.title or sections.title(runs),
-        "introduction": inputs.introduction or sections.introduction(runs),
-        "legend": sections.legend(runs),
-        "headlines": sections.headlines(runs),
-        "tables": sections.result_tables(runs),
-        "pairs": sections.pairs(runs),
-        "training": sections.training(runs),
-        "curves": sections.score_curves(runs),
-        "tasks": sections.regression_tasks(runs),
-        "episodes": sections.episodes(runs),
-        "confusions": sections.confusions(runs),
-        "embeddings": sections.embeddings(runs),
-        "calibration": sections.calibration(runs),
-        "repeats": sections.repeats(runs),
+        "title": inputs.title or results.title(runs),
+        "introduction": inputs.introduction or results.introduction(runs),
+        "legend": results.legend(runs),
+        "headlines": results.headlines(runs),
+        "tables": results.result_tables(runs),
+        "pairs": results.pairs(runs),
+        "training": curves.training(runs),
+        "curves": curves.score_curves(runs),
+        "tasks": curves.regression_tasks(runs),
+        "episodes": samples.episodes(runs),
+        "confusions": samples.confusions(runs),
+        "embeddings": samples.embeddings(runs),
+        "calibration": curves.calibration(runs),
+        "repeats": results.repeats(runs),
         "notes": inputs.notes,
     }
     return _template("report.html.j2").render(view)
@@ -138,7 +138,7 @@ def _template(name: str) -> Any:
     import jinja2
 
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("kshot.evaluation", "templates"),
+        loader=jinja2.PackageLoader("kshot.evaluation.report", "templates"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,

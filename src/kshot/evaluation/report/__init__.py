@@ -1,0 +1,5 @@
+"""Self-contained HTML reports: ``write_report(path, ReportInput([RunReport(...), ...]))``."""
+
+from kshot.evaluation.report.page import ReportInput, RunReport, render, write_report
+
+__all__ = ["ReportInput", "RunReport", "render", "write_report"]

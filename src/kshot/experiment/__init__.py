@@ -1,0 +1,1 @@
+"""Joins names to objects: settings, runs, published recipes and the demo."""

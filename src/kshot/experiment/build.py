@@ -1,0 +1,138 @@
+"""From names to objects: data sources, networks and learners, as a run's settings say."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import kshot.algorithms  # noqa: F401  (registers the methods)
+from kshot.core import Learner, Method, Spec, UserError, generator, method
+from kshot.core.learner import options_of
+from kshot.core.registry import unknown
+from kshot.data.catalog import open_source
+from kshot.data.source import TaskSource
+from kshot.experiment.config import RunConfig
+from kshot.nn.conv import Conv4
+from kshot.nn.mlp import MLP
+from kshot.nn.norm import NORMALISATIONS
+
+BACKBONES = ("auto", "conv4", "mlp")
+
+
+def open_split(config: RunConfig, split: str, *, root: Path | None = None, **overrides: Any) -> TaskSource:
+    """Open one split of a run's data: meta_train with the tasks of training, others with those of evaluation.
+
+    Args:
+        config: the settings.
+        split: meta_train, meta_val or meta_test.
+        root: the data root.
+        **overrides: n_way, n_shot or n_query, in the place of the settings' own; None to keep them.
+
+    Returns:
+        The source, on the CPU.
+    """
+    t, e = config.task, config.evaluation
+    shape = {"n_way": t.n_way, "n_shot": t.n_shot, "n_query": t.n_query}
+    options = dict(config.data_options)
+    if split != "meta_train":
+        own = {"n_way": e.eval_n_way, "n_shot": e.eval_n_shot, "n_query": e.eval_n_query}
+        shape |= {k: v for k, v in own.items() if v}
+        # Ranges and within-alphabet shares shape the training; a test says its own tasks.
+        for name in ("n_way_range", "n_shot_range"):
+            options.pop(name, None)
+    shape |= {k: v for k, v in overrides.items() if k in shape and v is not None}
+    options |= {k: v for k, v in overrides.items() if k not in shape and v is not None}
+    return open_source(config.data, split, root=root, **shape, **options)
+
+
+def resolve(config: RunConfig, spec: Spec) -> RunConfig:
+    """Fill in what the settings leave to the method's paper and to the shape of the data.
+
+    Args:
+        config: the settings.
+        spec: of the training tasks.
+
+    Returns:
+        Settings in which nothing is "auto" but the device, and every option of the algorithm stands.
+
+    Raises:
+        UserError: the method cannot learn such tasks, or has no such option.
+    """
+    found = method(config.algorithm)
+    if spec.kind not in found.learner.kinds:
+        raise UserError(
+            f"{found.name} learns {' and '.join(found.learner.kinds)}, but {config.data} is {spec.kind}; "
+            "choose another data set or algorithm"
+        )
+    network = config.network
+    if network.backbone == "auto":
+        network = dataclasses.replace(network, backbone="conv4" if len(spec.input_shape) == 3 else "mlp")
+    if network.normalisation == "auto":
+        # The multi-layer perceptrons of the papers have no normalisation.
+        mode = found.learner.default_normalisation if network.backbone == "conv4" else "none"
+        network = dataclasses.replace(network, normalisation=mode)
+    _check_ways(config, found, spec)
+    return dataclasses.replace(config, network=network, options=_options(found, spec, config.options))
+
+
+def _options(found: Method, spec: Spec, given: dict[str, Any]) -> dict[str, Any]:
+    known = options_of(found.learner)
+    for name in given:
+        if name not in known:
+            raise UserError(unknown(f"option of {found.name}", name, list(known) or ["none"]))
+    return {**{k: p.default for k, p in known.items()}, **found.learner.paper_options(spec), **given}
+
+
+def _check_ways(config: RunConfig, found: Method, spec: Spec) -> None:
+    wanted = config.evaluation.eval_n_way
+    if spec.kind == "classification" and wanted and wanted != spec.n_outputs and not found.learner.any_way:
+        raise UserError(
+            f"{found.name} learns a head for {spec.n_outputs} classes and cannot be evaluated at {wanted}; "
+            f"train with n_way={wanted}, or evaluate at {spec.n_outputs}"
+        )
+
+
+def build_learner(config: RunConfig, spec: Spec) -> Learner:
+    """Build a run's learner with its initial weights, which depend on the seed alone.
+
+    Args:
+        config: settings, resolved.
+        spec: of the training tasks.
+
+    Returns:
+        The learner, on the CPU.
+    """
+    with torch.random.fork_rng([]):
+        # PyTorch's layers draw their weights from the global generator; it is put back afterwards.
+        torch.manual_seed(generator(config.train.seed, "weights").initial_seed())
+        backbone = build_backbone(config, spec)
+        return method(config.algorithm).learner.from_backbone(backbone, spec, **config.options)
+
+
+def build_backbone(config: RunConfig, spec: Spec) -> nn.Module:
+    """Build a run's network.
+
+    Args:
+        config: settings, resolved.
+        spec: of the training tasks.
+
+    Returns:
+        A module that maps (N, *input_shape) to (N, n_features).
+
+    Raises:
+        UserError: the network does not exist, or cannot take such inputs.
+    """
+    network, shape = config.network, spec.input_shape
+    if network.normalisation not in NORMALISATIONS:
+        raise UserError(unknown("normalisation", network.normalisation, ["auto", *NORMALISATIONS]))
+    if network.backbone == "mlp":
+        return MLP(int(torch.Size(shape).numel()), network.hidden, network.normalisation)
+    if network.backbone != "conv4":
+        raise UserError(unknown("backbone", network.backbone, list(BACKBONES)))
+    if len(shape) != 3 or shape[1] != shape[2]:
+        raise UserError(f"conv4 takes square images (C, H, H), the data have examples of shape {shape}; use mlp")
+    return Conv4(shape[0], network.n_filters, shape[1], network.normalisation, network.downsample)

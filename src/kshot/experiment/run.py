@@ -1,0 +1,319 @@
+"""A run: train as the settings say into a folder, and later load, evaluate and report what lies there.
+
+The folder holds ``config.toml`` (resolved; it repeats the run), ``metrics.csv``, ``checkpoints/``, ``result.json`` and
+``report.html``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+
+from kshot.core import Learner, UserError
+from kshot.data.loader import EpisodeLoader
+from kshot.data.source import TaskSource
+from kshot.engine.checkpoint import Checkpoints, load_tree
+from kshot.engine.distributed import make_fabric, resolve_device
+from kshot.engine.log import CsvLog, Log, TensorBoardLog
+from kshot.engine.train import Progress, Trainer
+from kshot.evaluation.evaluate import evaluate
+from kshot.evaluation.record import Record, record_of
+from kshot.evaluation.scores import Scores, higher_is_better
+from kshot.experiment.build import build_learner, open_split, resolve
+from kshot.experiment.config import RunConfig, differences, load_config, save_config
+
+OnEvent = Callable[[str, int, dict[str, Any]], None]
+
+#: Settings that may differ between a run and its continuation: none of them changes a step that was done.
+MAY_CHANGE = (
+    "train.steps",
+    "train.patience",
+    "train.checkpoint_every",
+    "train.log_every",
+    "where.",
+    "evaluation.eval_",
+)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a training run ended.
+
+    Attributes:
+        config: the resolved settings.
+        learner: with the weights that were evaluated.
+        progress: of the outer loop.
+        scores: of the test, or None if it was interrupted or left out.
+        record: of the test, or None.
+    """
+
+    config: RunConfig
+    learner: Learner
+    progress: Progress
+    scores: Scores | None
+    record: Record | None
+
+
+def launch(config: RunConfig) -> Fabric:
+    """Make the processes and devices of a run; with several, the command is started again for each.
+
+    Args:
+        config: the settings.
+
+    Returns:
+        The fabric, launched.
+    """
+    w = config.where
+    fabric = make_fabric(w.device, w.devices, w.nodes, w.precision)
+    if w.threads:
+        torch.set_num_threads(w.threads)
+    fabric.launch()
+    return fabric
+
+
+def train_run(
+    config: RunConfig,
+    out: Path,
+    *,
+    resume: bool = False,
+    root: Path | None = None,
+    fabric: Fabric | None = None,
+    on_event: OnEvent | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Outcome:
+    """Train, validate, and test; everything is kept in a folder.
+
+    Args:
+        config: the settings.
+        out: the run folder.
+        resume: go on with the run that lies there.
+        root: the data root.
+        fabric: launched by ``launch``; made here if None.
+        on_event: told what happens, see ``kshot.engine.train.Trainer``.
+        on_progress: told (done, all) episodes of the test.
+
+    Returns:
+        The outcome.
+
+    Raises:
+        UserError: the folder holds another run, or the settings do not fit each other or the data.
+    """
+    fabric = fabric or launch(config)
+    source = open_split(config, "meta_train", root=root)
+    config = resolve(config, source.spec)
+    config = _claim(out, config, resume, writes=fabric.is_global_zero)
+    learner = build_learner(config, source.spec)
+    if config.where.precision == "64-true":
+        raise UserError("precision 64-true is for tests of single methods; use 32-true or bf16-mixed for runs")
+    val = open_split(config, "meta_val", root=root).to(fabric.device)
+    test = open_split(config, "meta_test", root=root) if config.evaluation.eval_episodes else None
+    loader = EpisodeLoader(
+        source.to(fabric.device),
+        config.task.n_tasks,
+        seed=config.train.seed,
+        rank=fabric.global_rank,
+        world=fabric.world_size,
+    )
+    logs: list[Log] = [CsvLog(out / "metrics.csv")]
+    if config.where.tensorboard:
+        logs.append(TensorBoardLog(out / "tensorboard"))
+    trainer = Trainer(
+        learner,
+        loader,
+        config.train,
+        fabric=fabric,
+        out=out,
+        validate=lambda learner: _validation(learner, val, config),
+        on_event=on_event,
+        logs=logs,
+    )
+    started = resume and bool(Checkpoints(out / "checkpoints").steps())
+    progress = trainer.fit(resume=started)
+    if progress.stopped == "interrupted" or test is None or not fabric.is_global_zero:
+        return Outcome(config, learner, progress, None, None)
+    load_weights(learner, out)
+    scores, record = score_run(learner, config, test, progress, on_progress)
+    record.write(out / "result.json")
+    return Outcome(config, learner, progress, scores, record)
+
+
+def _claim(out: Path, config: RunConfig, resume: bool, writes: bool) -> RunConfig:
+    # Either the folder is free, or the run in it is the one to go on with.
+    path = out / "config.toml"
+    if not path.exists():
+        if resume:
+            raise UserError(f"nothing to resume in {out}: expected a config.toml there; start without --resume")
+        if writes:
+            save_config(path, config)
+        return config
+    if not resume:
+        # A process of the same run may have written it a moment ago.
+        if not writes and not differences(load_config(path), config):
+            return config
+        raise UserError(f"{out} holds another run; go on with it by --resume, or choose another --out")
+    held = load_config(path)
+    changed = [d for d in differences(held, config) if not d.startswith(MAY_CHANGE)]
+    if changed:
+        raise UserError(f"{out} holds a run with other settings ({'; '.join(changed)}); resume it with its own")
+    if writes:
+        save_config(path, config)
+    return config
+
+
+def _validation(learner: Learner, source: TaskSource, config: RunConfig) -> float:
+    # Validation has episodes of its own, the same ones every time, so that its values can be compared.
+    scores = evaluate(learner, source, n_episodes=config.evaluation.val_episodes, seed=config.train.seed + 1)
+    return scores.estimate.mean if higher_is_better(scores.metric) else -scores.estimate.mean
+
+
+def load_weights(learner: Learner, run: Path) -> int:
+    """Put a run's best weights into a learner, or its last where it was never validated.
+
+    Args:
+        learner: built as the run's settings say.
+        run: the run folder.
+
+    Returns:
+        The outer step that they are of.
+
+    Raises:
+        UserError: there is no usable checkpoint, or it is of another learner.
+    """
+    checkpoints = Checkpoints(run / "checkpoints")
+    tree = load_tree(checkpoints.best) if checkpoints.best.exists() else checkpoints.load_newest()[0]
+    try:
+        learner.load_state_dict(tree["learner"])
+    except (RuntimeError, KeyError) as error:
+        raise UserError(f"the checkpoint in {run} is of another network: {error}") from error
+    return int(tree["step"] if "step" in tree else tree["progress"]["step"])
+
+
+def load_run(run: Path, *, root: Path | None = None) -> tuple[RunConfig, Learner, int]:
+    """Load a trained learner.
+
+    Args:
+        run: the run folder.
+        root: the data root.
+
+    Returns:
+        The settings, the learner in evaluation mode on the CPU, and the step of its weights.
+
+    Raises:
+        UserError: the folder holds no run.
+    """
+    if not (run / "config.toml").exists():
+        raise UserError(
+            f"expected a run folder with a config.toml at {run}; train one by: kshot train protonet --out {run}"
+        )
+    config = load_config(run / "config.toml")
+    source = open_split(config, "meta_train", root=root)
+    learner = build_learner(resolve(config, source.spec), source.spec)
+    step = load_weights(learner, run)
+    return config, learner.eval(), step
+
+
+def evaluate_run(
+    run: Path,
+    *,
+    data: str | None = None,
+    split: str = "meta_test",
+    n_way: int | None = None,
+    n_shot: int | None = None,
+    n_query: int | None = None,
+    n_episodes: int = 600,
+    seed: int = 0,
+    device: str = "auto",
+    normalisation: str | None = None,
+    options: dict[str, Any] | None = None,
+    data_options: dict[str, Any] | None = None,
+    root: Path | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
+    **extra: Any,
+) -> tuple[Learner, TaskSource, Scores, Record]:
+    """Evaluate a trained run.
+
+    Args:
+        run: the run folder.
+        data: another data set than it was trained on.
+        split: meta_train, meta_val or meta_test.
+        n_way: W; by default as the run's settings say.
+        n_shot: K.
+        n_query: queries of each class.
+        n_episodes: E.
+        seed: of the episodes.
+        device: where.
+        normalisation: evaluate with other statistics than trained with, such as "support" for "episode".
+        options: the algorithm's own options, in the place of the run's.
+        data_options: the data set's own options, in the place of the run's.
+        root: the data root.
+        on_progress: told (done, all) episodes.
+        **extra: more keys of the record.
+
+    Returns:
+        The learner, the source, the scores and the record.
+    """
+    where = resolve_device(device)
+    config = load_config(run / "config.toml") if (run / "config.toml").exists() else load_run(run)[0]
+    spec = open_split(config, "meta_train", root=root).spec
+    network = (
+        config.network if normalisation is None else dataclasses.replace(config.network, normalisation=normalisation)
+    )
+    config = dataclasses.replace(config, network=network, options={**config.options, **(options or {})})
+    learner = build_learner(resolve(config, spec), spec)
+    step = load_weights(learner, run)
+    other = data is not None and data != config.data
+    config = dataclasses.replace(
+        config,
+        data=data or config.data,
+        data_options={**({} if other else config.data_options), **(data_options or {})},
+    )
+    source = open_split(config, split, root=root, n_way=n_way, n_shot=n_shot, n_query=n_query).to(where)
+    learner = learner.to(where).eval()
+    scores = evaluate(learner, source, n_episodes=n_episodes, seed=seed, on_progress=on_progress)
+    record = record_of(
+        scores, learner, source, algorithm=config.algorithm, split=split, **_about(config, step), **extra
+    )
+    return learner, source, scores, record
+
+
+def score_run(
+    learner: Learner,
+    config: RunConfig,
+    source: TaskSource,
+    progress: Progress,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> tuple[Scores, Record]:
+    """Test a learner that was just trained.
+
+    Args:
+        learner: with the weights to be tested.
+        config: its settings.
+        source: of the test.
+        progress: of the outer loop.
+        on_progress: told (done, all) episodes.
+
+    Returns:
+        The scores and the record.
+    """
+    e = config.evaluation
+    source.to(next(learner.parameters()).device)
+    scores = evaluate(learner, source, n_episodes=e.eval_episodes, seed=e.eval_seed, on_progress=on_progress)
+    extra = {"train_seconds": round(progress.seconds, 1), **_about(config, progress.step)}
+    return scores, record_of(scores, learner, source, algorithm=config.algorithm, split="meta_test", **extra)
+
+
+def _about(config: RunConfig, step: int) -> dict[str, Any]:
+    return {
+        "steps_trained": step,
+        "train_seed": config.train.seed,
+        "options": config.options,
+        "network": dataclasses.asdict(config.network),
+        "train_task": dataclasses.asdict(config.task),
+        "data_options": config.data_options,
+    }
