@@ -98,13 +98,15 @@ def stack(episodes: list[Episode]) -> Episode:
         The batch.
 
     Raises:
-        UserError: the list is empty, or shapes differ.
+        UserError: the list is empty, or shapes or ``n_way`` differ.
     """
     if not episodes:
         raise UserError("expected at least one episode to stack, got an empty list")
-    shapes = {tuple(t.shape for t in leaves(tuple(e))) for e in episodes}
-    if len(shapes) > 1:
-        raise UserError(f"episodes of one batch must have equal shapes, got {len(shapes)} kinds; use lists of episodes")
+    kinds = {(e.support.n_way, e.query.n_way, *(t.shape for t in leaves(tuple(e)))) for e in episodes}
+    if len(kinds) > 1:
+        raise UserError(
+            f"expected episodes of equal shapes and n_way for one batch, got {len(kinds)} kinds; use lists of episodes"
+        )
 
     def join(part: str) -> Split:
         splits = [getattr(e, part) for e in episodes]

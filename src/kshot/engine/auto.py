@@ -17,6 +17,7 @@ import torch
 from kshot.core import Episode, Learner, UserError
 from kshot.core.episode import n_tasks
 from kshot.engine.batch import Batching, OuterStep
+from kshot.engine.inner import writes_in_place
 
 #: Seconds a compilation may take at most, as planned for; measured 30 to 100 on two cores.
 COMPILE_SECONDS = 100.0
@@ -37,7 +38,7 @@ def candidates(learner: Learner, episodes: Episode | Sequence[Episode]) -> list[
     found = [Batching("loop")]
     if learner.native:
         found.append(Batching("native"))
-    if n_tasks(episodes) > 1 and not _writes_in_place(learner):
+    if n_tasks(episodes) > 1 and not writes_in_place(learner):
         found.append(Batching("vmap"))
         if n_tasks(episodes) > 8:
             found.append(Batching("vmap", chunk=8))
@@ -64,7 +65,7 @@ def choose(
         repeats: measurements of each candidate; the median counts.
 
     Returns:
-        The fastest, and the seconds of each candidate that was measured.
+        The fastest, and the seconds of each candidate that was measured; infinite for one that cannot run.
 
     Raises:
         UserError: ``compiled`` is none of the three, or is "on" and no compiler works.
@@ -74,7 +75,8 @@ def choose(
     seconds: dict[str, float] = {}
     best, best_seconds = Batching("loop"), float("inf")
     for batching in candidates(learner, episodes):
-        taken = _measure(OuterStep(learner, batching, autocast), episodes, repeats, give_up=2 * best_seconds)
+        measure = _measure_if_it_runs if batching.kind == "vmap" else _measure
+        taken = measure(OuterStep(learner, batching, autocast), episodes, repeats, give_up=2 * best_seconds)
         seconds[str(batching)] = taken
         if taken < best_seconds:
             best, best_seconds = batching, taken
@@ -83,16 +85,27 @@ def choose(
         program = Batching(best.kind, best.chunk, compiled=True)
         try:
             seconds[str(program)] = _measure(OuterStep(learner, program, autocast), episodes, repeats)
-        except (torch._dynamo.exc.TorchDynamoException, RuntimeError) as error:
+        except RuntimeError as error:  # which every error of PyTorch's compilers is
             if compiled == "on":
+                first_line = (str(error).splitlines() or [type(error).__name__])[0]
                 raise UserError(
-                    f"expected a working compiler for compile=on, got: {str(error).splitlines()[0]}; "
+                    f"expected a working compiler for compile=on, got: {first_line}; "
                     "install a C++ compiler, or use compile=off"
                 ) from error
+            seconds[str(program)] = float("inf")
             return best, seconds
         if compiled == "on" or seconds[str(program)] < best_seconds:
             best = program
     return best, seconds
+
+
+def _measure_if_it_runs(
+    step: OuterStep, episodes: Episode | Sequence[Episode], repeats: int, give_up: float = float("inf")
+) -> float:
+    try:
+        return _measure(step, episodes, repeats, give_up)
+    except (RuntimeError, TypeError, ValueError):
+        return float("inf")  # not every learner can be mapped: control flow on data, memory for all tasks, ...
 
 
 def _measure(
@@ -115,10 +128,3 @@ def _synchronise(learner: Learner) -> None:
     device = next(learner.parameters()).device
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-
-
-def _writes_in_place(learner: Learner) -> bool:
-    # PyTorch's own batch norms write their running statistics in place while training, which ``vmap`` refuses.
-    return any(
-        isinstance(m, torch.nn.modules.batchnorm._NormBase) and m.running_mean is not None for m in learner.modules()
-    )

@@ -7,7 +7,7 @@ the shapes and the device; ``kshot.engine.auto`` measures.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -104,7 +104,7 @@ class OuterStep:
             Losses, gradients and buffers. Nothing of the learner has changed.
         """
         params, buffers = weights_of(self.learner)
-        return combine([OuterGradient(*self._part(params, buffers, piece)) for piece in self._pieces(episodes)])
+        return combine(OuterGradient(*self._part(params, buffers, piece)) for piece in self._pieces(episodes))
 
     def _pieces(self, episodes: Episode | Sequence[Episode]) -> list[Episode]:
         # What is run at once: batches of tasks, or single tasks under a loop.
@@ -153,8 +153,7 @@ class OuterStep:
                 lambda f: run(params, buffers, f, batched=False), randomness="different", in_dims=(0,)
             )
             losses, after = each(flat)
-            shares = [1 / len(losses)] * len(losses)
-            return losses, {k: _mean(b.unbind(0), shares) for k, b in after.items()}
+            return losses, {k: _mean_of_tasks(b) for k, b in after.items()}
 
         def value_and_grad(params: Named, buffers: Named, flat: Flat) -> tuple[Tensor, Named, Named]:
             leaves_ = {k: p.detach().requires_grad_() for k, p in params.items() if k in trainable}
@@ -171,41 +170,55 @@ class OuterStep:
     def _compiled(self, pure: Pure, args: tuple[Named, Named, Flat], statics: tuple[Any, ...]) -> Pure:
         # Once for each set of shapes.
         flat = args[2]
-        key = (statics, self.learner.training, torch.is_autocast_enabled("cpu"), *(t.shape for t in leaves(flat)))
+        trainable = tuple(k for k, p in self.learner.named_parameters() if p.requires_grad)
+        shapes = ((t.shape, t.dtype) for t in leaves(flat))
+        key = (statics, trainable, self.learner.training, torch.is_autocast_enabled("cpu"), *shapes)
         if key not in self._programs:
             self._programs[key] = compile_pure(pure, args)
         return self._programs[key]
 
 
-def combine(parts: Sequence[OuterGradient]) -> OuterGradient:
+def combine(parts: Iterable[OuterGradient]) -> OuterGradient:
     """Join outer gradients of several groups of tasks into that of all the tasks.
 
     Args:
-        parts: at least one; each counts by its number of tasks.
+        parts: at least one; each counts by its number of tasks. Taken one by one, so only two need be in memory.
 
     Returns:
         The gradient of the mean over all tasks.
+
+    Raises:
+        UserError: there is no part.
     """
-    if len(parts) == 1:
-        return parts[0]
-    losses = torch.cat([p.losses for p in parts])
-    shares = [len(p.losses) / len(losses) for p in parts]
+    losses: list[Tensor] = []
+    grads: Named = {}
+    buffers: Named = {}
+    count = 0
+    for part in parts:
+        count += len(part.losses)
+        share = len(part.losses) / count
+        grads = {k: torch.lerp(grads[k], g, share) if losses else g for k, g in part.grads.items()}
+        buffers = {k: _between(buffers[k], b, share) if losses else b for k, b in part.buffers.items()}
+        losses.append(part.losses)
+    if not losses:
+        raise UserError("expected at least one task in a batch, got none; raise n_tasks")
+    return OuterGradient(torch.cat(losses), grads, buffers)
 
-    def mean(named: list[Named]) -> Named:
-        return {k: _mean([n[k] for n in named], shares) for k in named[0]}
 
-    return OuterGradient(losses, mean([p.grads for p in parts]), mean([p.buffers for p in parts]))
+# Constants (masks of -inf, position codes) must come out of a mean as they went in, to the last bit.
 
 
-def _mean(parts: Sequence[Tensor], shares: Sequence[float]) -> Tensor:
-    first = parts[0]
-    if not first.is_floating_point():  # such as a counter of batches
+def _between(mean: Tensor, new: Tensor, share: float) -> Tensor:
+    if not mean.is_floating_point():  # such as a counter of batches
+        return mean
+    return torch.where(new == mean, mean, torch.lerp(mean, new, share))
+
+
+def _mean_of_tasks(buffer: Tensor) -> Tensor:
+    first = buffer[0]
+    if not buffer.is_floating_point():
         return first
-    # As differences from the first: constants (masks of -inf, position codes) come out as they were, to the last bit.
-    return first + sum(
-        (torch.where(t == first, 0.0, t - first) * share for t, share in zip(parts, shares, strict=True)),
-        torch.zeros_like(first),
-    )
+    return first + torch.where(buffer == first, 0.0, buffer - first).mean(0)
 
 
 def compile_pure(pure: Pure, args: tuple[Named, Named, Flat]) -> Pure:
@@ -219,7 +232,7 @@ def compile_pure(pure: Pure, args: tuple[Named, Named, Flat]) -> Pure:
         The same function for tensors of these shapes.
 
     Raises:
-        torch._dynamo.exc.TorchDynamoException: no working compiler, on the first call.
+        RuntimeError: the function cannot be traced, or (on the first call) no compiler works.
     """
     detached = tree_map(torch.Tensor.detach, args)
     graph = make_fx(pure)(*detached)

@@ -55,7 +55,7 @@ class CsvLog:
         try:
             new = not self.path.exists()
             with self.path.open("a", newline="") as f:
-                csv.writer(f).writerows([COLUMNS, row] if new else [row])
+                csv.writer(f, lineterminator="\n").writerows([COLUMNS, row] if new else [row])
         except OSError as error:
             raise UserError(
                 f"could not write {self.path}: {error.strerror or error}; free some space, then go on with --resume"

@@ -51,7 +51,7 @@ def rate_factor(step: int, n_steps: int, name: str, *, warmup: int = 0, every: i
         step: 0-based outer step.
         n_steps: planned number of steps.
         name: "constant"; "step" (times ``gamma`` each ``every`` steps, ProtoNet: 0.5, 2000); "cosine" (to zero).
-        warmup: steps of linear rise from zero, before which the schedule waits.
+        warmup: steps of linear rise from zero; the schedule begins after them.
         every: see "step".
         gamma: see "step".
 
@@ -68,7 +68,7 @@ def rate_factor(step: int, n_steps: int, name: str, *, warmup: int = 0, every: i
     if name == "step":
         if every < 1:
             raise UserError(f"expected lr_every >= 1 for the step schedule, got {every}")
-        return gamma ** (step // every)
+        return gamma ** ((step - warmup) // every)
     if name == "cosine":
         done = (step - warmup) / max(n_steps - warmup, 1)
         return 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))

@@ -214,7 +214,7 @@ def reliability(bins: Sequence[Bin], *, tone: int, n_bins: int, description: str
     """
     strip = 44
     frame = Frame((0, 1), (0, 1), width=400, height=350, bottom=40 + strip)
-    body = frame.axes("confidence", "accuracy", x_format=percent, y_format=percent, x_ticks=())
+    body = frame.axes("", "accuracy", x_format=percent, y_format=percent, x_ticks=())
     body += f'<path class="diagonal" d="{frame.path([(0, 0), (1, 1)])}"/>'
     foot = frame.height - 40
     tallest = max(b.share for b in bins)
@@ -228,13 +228,15 @@ def reliability(bins: Sequence[Bin], *, tone: int, n_bins: int, description: str
         marks += f'<path class="line" d="{frame.path([(b.confidence, b.accuracy) for b in bins])}"/>'
     for b in bins:
         tip = f"confidence {percent(b.confidence)}, accuracy {percent(b.accuracy)}, {percent(b.share)} of the queries"
-        dot = f'<circle class="dot" cx="{frame.px(b.confidence):.1f}" cy="{frame.py(b.accuracy):.1f}" r="4">'
+        dot = f'<circle class="dot" cx="{frame.px(b.confidence):.1f}" cy="{frame.py(b.accuracy):.1f}" r="{2 + 3 * math.sqrt(b.share / tallest):.1f}">'
         marks += f"{dot}<title>{tip}</title></circle>"
     body += f'<path class="base" d="M{frame.left:g} {foot:g}H{frame.width - frame.right:g}"/>'
     for tick in (0, 0.2, 0.4, 0.6, 0.8, 1):
         body += (
             f'<text class="tick" x="{frame.px(tick):.1f}" y="{foot + 16:g}" text-anchor="middle">{percent(tick)}</text>'
         )
+    right = f'x="{frame.width - frame.right:g}" y="{frame.height - 6:g}" text-anchor="end"'
+    body += f'<text class="label" {right}>confidence</text>'
     return frame.svg(f'{body}<g class="tone-{tone % 10}">{marks}</g>', description)
 
 

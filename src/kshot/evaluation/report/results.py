@@ -214,7 +214,7 @@ def _facts(r: Record) -> list[tuple[str, str]]:
     e = r.environment
     software = ", ".join(f"{key} {e[key]}" for key in ("kshot", "python", "torch") if e.get(key))
     machine = ", ".join(str(e[key]) for key in ("cpu", "platform", "device") if e.get(key))
-    machine += f", {e['threads']} threads" if e.get("threads") else ""
+    machine += f", {e['threads']} thread{'s' if e['threads'] != 1 else ''}" if e.get("threads") else ""
     facts = [
         ("Data", f"{r.data}, {r.split}"),
         ("Tasks", f"{wording.task(r)}, {r.n_query} queries, {r.n_episodes:,} episodes, seed {r.seed}"),

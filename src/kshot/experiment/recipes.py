@@ -1,0 +1,258 @@
+"""Published results as recipes: how to train, what to test, which number the paper prints, and how sure of it we are.
+
+A recipe is run by ``kshot reproduce NAME``; its result is a JSON file, committed under ``benchmarks/quality``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lightning_fabric import Fabric
+
+from kshot.core import UserError
+from kshot.core.registry import unknown
+from kshot.engine.checkpoint import write_atomically
+from kshot.engine.train import TrainConfig
+from kshot.evaluation.record import Record
+from kshot.experiment.config import BackboneConfig, EvalConfig, RunConfig, TaskConfig
+from kshot.experiment.run import OnEvent, evaluate_run, train_run
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Row:
+    """One number of a paper.
+
+    Attributes:
+        name: what is measured.
+        published: the paper's number, a share of 1 or an error; None where the paper has none.
+        least: the least that we ask of ourselves; None for a number that stands beside it.
+        source: where the published number was read.
+        test: how ``evaluate_run`` is called.
+    """
+
+    name: str
+    published: float | None
+    least: float | None
+    source: str
+    test: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to repeat a published result.
+
+    Attributes:
+        name: what one types.
+        paper: the reference.
+        config: the settings of training.
+        rows: the numbers.
+        protocol: what one must know to compare: who sees what, and what differs from the paper.
+    """
+
+    name: str
+    paper: str
+    config: RunConfig
+    rows: tuple[Row, ...]
+    protocol: str
+
+
+_PROTONET = "Snell et al. 2017, arXiv:1703.05175, Table 1, as quoted by a replication"
+_MAML = "Finn et al. 2017, arXiv:1703.03400, Table 1"
+_SINUSOID = "Finn et al. 2017, arXiv:1703.03400, section 5.1 and appendix"
+
+_RECIPES = (
+    Recipe(
+        name="protonet-omniglot",
+        paper="Snell, Swersky, Zemel, NeurIPS 2017",
+        config=RunConfig(
+            "protonet",
+            "omniglot",
+            task=TaskConfig(n_way=60, n_shot=1, n_query=5, n_tasks=1),
+            evaluation=EvalConfig(eval_n_way=20, eval_n_query=5, eval_episodes=0, val_episodes=100),
+            train=TrainConfig(steps=8000, schedule="step", lr_every=2000, validate_every=500, checkpoint_every=250),
+        ),
+        rows=tuple(
+            Row(f"{w}-way {k}-shot", p, least, _PROTONET, {"n_way": w, "n_shot": k, "n_query": 15, "n_episodes": 1000})
+            for w, k, p, least in (
+                (5, 1, 0.988, 0.983),
+                (5, 5, 0.997, 0.994),
+                (20, 1, 0.960, 0.945),
+                (20, 5, 0.989, 0.984),
+            )
+        ),
+        protocol="Inductive (running statistics). One training at 60-way 1-shot for all four rows, where the paper trains "
+        "1-shot and 5-shot models apart. Best step by 20-way 1-shot accuracy on meta_val; rotations are new classes.",
+    ),
+    Recipe(
+        name="maml-omniglot",
+        paper="Finn, Abbeel, Levine, ICML 2017",
+        config=RunConfig(
+            "maml",
+            "omniglot",
+            task=TaskConfig(n_way=5, n_shot=1, n_query=1, n_tasks=32),
+            evaluation=EvalConfig(eval_n_query=1, eval_episodes=0, val_episodes=200),
+            network=BackboneConfig(downsample="stride"),
+            train=TrainConfig(steps=5000, batching="loop", validate_every=250, checkpoint_every=250),
+        ),
+        rows=(
+            Row("5-way 1-shot, transductive", 0.987, 0.970, _MAML, {"n_query": 1, "n_episodes": 1000}),
+            Row("5-way 1-shot, transductive, 15 queries a class", None, None, "", {"n_query": 15, "n_episodes": 1000}),
+            Row(
+                "5-way 1-shot, inductive (statistics of the support)",
+                None,
+                None,
+                "",
+                {"n_query": 1, "n_episodes": 1000, "normalisation": "support"},
+            ),
+        ),
+        protocol="Second order, 1 inner step of 0.4 in training and 3 in the test, 32 tasks, strided convolutions, one query "
+        "a class, as in the authors' code; 5,000 outer steps in the place of 60,000. Transductive: queries are "
+        "normalised by their own batch. The inductive row is the same weights under the statistics of the support.",
+    ),
+    Recipe(
+        name="maml-sinusoid",
+        paper="Finn, Abbeel, Levine, ICML 2017",
+        config=RunConfig(
+            "maml",
+            "sinusoid",
+            task=TaskConfig(n_shot=5, n_query=5, n_tasks=25),
+            evaluation=EvalConfig(eval_n_query=100, eval_episodes=0, val_episodes=200),
+            train=TrainConfig(steps=70000, batching="vmap", validate_every=5000, checkpoint_every=5000, log_every=100),
+        ),
+        rows=tuple(
+            Row(f"5-shot, after {k} steps", p, least, _SINUSOID, {"n_query": 100, "n_episodes": 1000, "steps": k})
+            for k, p, least in ((1, 0.67, 0.75), (5, 0.38, 0.42), (10, 0.35, 0.39))
+        ),
+        protocol="Second order, trained for 1 inner step of 0.01 on 25 tasks of 5 points an outer step, 70,000 of them; mean "
+        "squared error on 100 new points of each of 1,000 new tasks.",
+    ),
+)
+
+
+def recipes() -> dict[str, Recipe]:
+    """Return every recipe by name.
+
+    Returns:
+        A new dict.
+    """
+    return {r.name: r for r in _RECIPES}
+
+
+def recipe(name: str) -> Recipe:
+    """Look a recipe up.
+
+    Args:
+        name: its name.
+
+    Returns:
+        The recipe.
+
+    Raises:
+        UserError: no such name.
+    """
+    known = recipes()
+    if name not in known:
+        raise UserError(unknown("recipe", name, list(known)))
+    return known[name]
+
+
+def passed(row: Row, record: Record) -> bool | None:
+    """Judge a measured number against the least that is asked.
+
+    Args:
+        row: what is asked.
+        record: what was measured.
+
+    Returns:
+        True or False; None where nothing is asked.
+    """
+    if row.least is None:
+        return None
+    return record.mean <= row.least if record.metric == "mse" else record.mean >= row.least
+
+
+def reproduce(
+    found: Recipe,
+    out: Path,
+    *,
+    seed: int = 0,
+    steps: int | None = None,
+    threads: int = 0,
+    root: Path | None = None,
+    fabric: Fabric | None = None,
+    on_event: OnEvent | None = None,
+    on_row: Callable[[Row, Record], None] | None = None,
+) -> dict[str, Any]:
+    """Run a recipe: train (or go on, or find it trained), then measure every row.
+
+    Args:
+        found: the recipe.
+        out: the run folder.
+        seed: of the training.
+        steps: another number of outer steps than the recipe's; the result says so.
+        threads: of a CPU; 0 for PyTorch's choice.
+        root: the data root.
+        fabric: devices and processes.
+        on_event: told what happens in training.
+        on_row: told each row as it is measured.
+
+    Returns:
+        The result as a JSON object: rows with published, least, measured and verdict.
+
+    Raises:
+        UserError: training was interrupted; run the recipe again to go on.
+    """
+    train = dataclasses.replace(found.config.train, seed=seed, steps=steps or found.config.train.steps)
+    where = dataclasses.replace(found.config.where, threads=threads)
+    config = dataclasses.replace(found.config, train=train, where=where)
+    resume = (out / "config.toml").exists()
+    outcome = train_run(config, out, resume=resume, root=root, fabric=fabric, on_event=on_event)
+    if outcome.progress.stopped == "interrupted":
+        raise UserError(f"interrupted at step {outcome.progress.step}; run the same command again to go on")
+    rows = []
+    for row in found.rows:
+        record = _measure(row, out, root)
+        if on_row:
+            on_row(row, record)
+        verdict = passed(row, record)
+        published = {"name": row.name, "published": row.published, "least": row.least, "source": row.source}
+        rows.append({**published, "passed": verdict, **record.to_dict()})
+    return {
+        "schema": SCHEMA,
+        "recipe": found.name,
+        "paper": found.paper,
+        "protocol": found.protocol,
+        "seeds": [seed],
+        "steps": train.steps,
+        "train_seconds": round(outcome.progress.seconds, 1),
+        "command": f"kshot reproduce {found.name} --seed {seed}" + (f" --steps {steps}" if steps else ""),
+        "rows": rows,
+    }
+
+
+def _measure(row: Row, out: Path, root: Path | None) -> Record:
+    test = dict(row.test)
+    steps = test.pop("steps", None)
+    options = {"n_inner_steps_eval": steps} if steps else None
+    return evaluate_run(out, options=options, root=root, **test)[3]
+
+
+def write_result(path: Path, result: dict[str, Any]) -> None:
+    """Write a recipe's result.
+
+    Args:
+        path: the JSON file.
+        result: what ``reproduce`` returned.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    slim = {**result, "rows": [{k: v for k, v in row.items() if k != "per_episode"} for row in result["rows"]]}
+    write_atomically(path, (json.dumps(slim, indent=2) + "\n").encode())
