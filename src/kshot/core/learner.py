@@ -75,6 +75,11 @@ class Learner(nn.Module, ABC):
         """True if ``outer_losses`` takes a whole batch of tasks at once."""
         return False
 
+    @property
+    def fused(self) -> bool:
+        """True if a compiled kernel computes the outer losses of this very network here: see ``fused_losses``."""
+        return False
+
     @abstractmethod
     def adapt(self, support: Split) -> Tree:
         """Learn a task from its support set.
@@ -123,6 +128,20 @@ class Learner(nn.Module, ABC):
         """
         raise NotImplementedError
 
+    def fused_losses(self, episodes: Episode) -> Tensor:
+        """Outer losses of a batch of tasks by a compiled kernel: the *fused* batching, where ``fused`` is True.
+
+        Args:
+            episodes: a batch of T episodes.
+
+        Returns:
+            (T,) losses, equal to ``outer_loss`` of each episode; only their mean need be differentiable, once.
+
+        Raises:
+            NotImplementedError: the method has no kernel.
+        """
+        raise NotImplementedError
+
     @classmethod
     def from_backbone(cls, backbone: nn.Module, spec: Spec, **options: Any) -> Learner:
         """Build the learner around a backbone that maps (N, *input_shape) to (N, n_features).
@@ -149,17 +168,19 @@ class Learner(nn.Module, ABC):
         """
         return {}
 
-    def forward(self, episodes: Episode, *, batched: bool = False) -> Tensor:
-        """Return ``outer_loss`` or ``outer_losses``, so that a functional call of the learner is one of its loss.
+    def forward(self, episodes: Episode, *, how: Literal["one", "native", "fused"] = "one") -> Tensor:
+        """Return the outer loss, so that a functional call of the learner is one of its loss.
 
         Args:
             episodes: one episode, or a batch of T.
-            batched: which of the two.
+            how: "one" episode by ``outer_loss``, or a batch: "native" by ``outer_losses``, "fused" by ``fused_losses``.
 
         Returns:
             A scalar, or (T,).
         """
-        return self.outer_losses(episodes) if batched else self.outer_loss(episodes)
+        if how == "one":
+            return self.outer_loss(episodes)
+        return self.fused_losses(episodes) if how == "fused" else self.outer_losses(episodes)
 
 
 def module_is_transductive(module: nn.Module) -> bool:

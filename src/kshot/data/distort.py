@@ -71,7 +71,7 @@ def shapes_of(images: Tensor, spread: Tensor, *, reach: int) -> Shapes:
     depth = torch.where(ink, 0.5 - inside, distance(ink, reach) - 0.5)
     bones = spread == 0
     half_width = (inside * bones).sum((1, 2)) / bones.sum((1, 2))
-    middle_to_far_side = (torch.arange(ink.shape[2]) - (ink.shape[2] - 1) / 2).abs() + 0.5
+    middle_to_far_side = (torch.arange(ink.shape[2], dtype=torch.float32) - (ink.shape[2] - 1) / 2).abs() + 0.5
     half_box = torch.stack([(ink.any(axis) * middle_to_far_side).amax(1) for axis in (1, 2)], 1)
     return Shapes(spread, depth, half_width, half_box)
 
@@ -140,7 +140,8 @@ def _points(knobs: Tensor, back: Tensor, side: int, grid: int) -> Tensor:
     """
     control = _around(knobs[:, _FIRST_BEND : _FIRST_BEND + 2 * _BEND**2], 2 * _MAX_BEND) * knobs[:, [_AMOUNT]].sqrt()
     weights = torch.cat([back * (2 / grid), control.view(-1, 2, _BEND**2)], 2)
-    return (weights @ _basis(side)).view(-1, 2, side, side).permute(0, 2, 3, 1)
+    # In double precision, since single is what PyTorch's global switches may round further.
+    return (weights.double() @ _basis(side)).float().view(-1, 2, side, side).permute(0, 2, 3, 1)
 
 
 @lru_cache(maxsize=4)
@@ -148,11 +149,11 @@ def _basis(side: int) -> Tensor:
     """Tabulate what a pixel's place is a weighted sum of: x, y, 1, and each control point's bicubic bump.
 
     Returns:
-        float32 (3 + _BEND**2, side * side).
+        float64 (3 + _BEND**2, side * side).
     """
-    line = torch.arange(side, dtype=torch.float32) - (side - 1) / 2
+    line = torch.arange(side, dtype=torch.float64) - (side - 1) / 2
     y, x = torch.meshgrid(line, line, indexing="ij")
-    bumps = torch.eye(_BEND**2).view(-1, 1, _BEND, _BEND)
+    bumps = torch.eye(_BEND**2, dtype=torch.float64).view(-1, 1, _BEND, _BEND)
     bumps = F.interpolate(bumps, (side, side), mode="bicubic", align_corners=True)
     return torch.cat([torch.stack([x, y, torch.ones_like(x)]), bumps[:, 0]]).flatten(1)
 

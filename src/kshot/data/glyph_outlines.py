@@ -98,6 +98,9 @@ def outlines(scripts: Sequence[Script] = SCRIPTS) -> Outlines:
 
     Returns:
         The outlines.
+
+    Raises:
+        UserError: the scripts have no character that can be drawn.
     """
     faces = [_open(file) for file in font_files()]
     drawn = [
@@ -106,6 +109,8 @@ def outlines(scripts: Sequence[Script] = SCRIPTS) -> Outlines:
         for code in characters(script)
         for rank, image in _draw_all(faces, code, most=1)
     ]
+    if not drawn:
+        raise UserError("expected scripts that the fonts have, got none of their characters; take some of SCRIPTS")
     images = torch.stack([image for *_, image in drawn])
     slim = (~_solid(images)).nonzero().squeeze(1)
     spread = _spread(images[slim])

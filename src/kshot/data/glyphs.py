@@ -83,7 +83,9 @@ def _drawn(scripts: Sequence[Script], n_drawings: int) -> ImageSet:
     found = glyph_outlines.outlines(scripts)
     shapes = distort.shapes_of(found.images, found.spread, reach=glyph_outlines.REACH)
     streams = [generator(_SEED, "glyphs", code) for code in found.codes]
-    knobs = torch.stack([torch.rand(n_drawings, distort.KNOBS, generator=stream) for stream in streams])
+    knobs = torch.stack(
+        [torch.rand(n_drawings, distort.KNOBS, generator=stream, dtype=torch.float32) for stream in streams]
+    )
     which = _typefaces(found.classes, knobs[..., -1])
     images = distort.drawings(shapes, knobs.flatten(0, 1), which.flatten(), side=_SIDE)
     names = tuple(dict.fromkeys(script.name for script in found.scripts))
@@ -130,7 +132,7 @@ def _everything(key: str) -> ImageSet:
     Returns:
         The images of all splits.
     """
-    return draw_glyphs()
+    return draw_glyphs(SCRIPTS)
 
 
 @lru_cache(maxsize=1)

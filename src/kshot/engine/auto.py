@@ -36,6 +36,8 @@ def candidates(learner: Learner, episodes: Episode | Sequence[Episode]) -> list[
     if not isinstance(episodes, Episode):
         return [Batching("loop")]
     found = [Batching("loop")]
+    if learner.fused:
+        found.append(Batching("fused"))
     if learner.native:
         found.append(Batching("native"))
     if n_tasks(episodes) > 1 and not writes_in_place(learner):
@@ -75,13 +77,16 @@ def choose(
     seconds: dict[str, float] = {}
     best, best_seconds = Batching("loop"), float("inf")
     for batching in candidates(learner, episodes):
+        if batching.kind == "fused" and compiled == "on":
+            continue
         measure = _measure_if_it_runs if batching.kind == "vmap" else _measure
         taken = measure(OuterStep(learner, batching, autocast), episodes, repeats, give_up=2 * best_seconds)
         seconds[str(batching)] = taken
         if taken < best_seconds:
             best, best_seconds = batching, taken
     # A compiled step was seen to save a fifth to a half; a fifth of what is ahead must pay for the compilation.
-    if compiled == "on" or (compiled == "auto" and 0.2 * best_seconds * n_steps > COMPILE_SECONDS):
+    worth_it = compiled == "auto" and best.kind != "fused" and 0.2 * best_seconds * n_steps > COMPILE_SECONDS
+    if compiled == "on" or worth_it:
         program = Batching(best.kind, best.chunk, compiled=True)
         try:
             seconds[str(program)] = _measure(OuterStep(learner, program, autocast), episodes, repeats)

@@ -21,7 +21,7 @@ from kshot.core.episode import n_tasks, select, unbind
 from kshot.core.tree import leaves
 from kshot.engine.inner import Named, weights_of
 
-KINDS = ("loop", "vmap", "native")
+KINDS = ("loop", "vmap", "native", "fused")
 
 
 @dataclass(frozen=True)
@@ -29,13 +29,13 @@ class Batching:
     """How the tasks of a batch are run.
 
     Attributes:
-        kind: "loop" (one task after the other: least memory), "vmap" (all at once, by PyTorch's vectorising map) or
-            "native" (the learner's own ``outer_losses``).
+        kind: "loop" (one task after the other: least memory), "vmap" (all at once, by PyTorch's vectorising map),
+            "native" (the learner's own ``outer_losses``) or "fused" (its ``fused_losses``: a kernel in C++).
         chunk: at most so many tasks at once; 0 for all. A loop has no use for it.
         compiled: trace the gradient once for each set of shapes and compile it.
 
     Raises:
-        UserError: unknown kind or a negative chunk.
+        UserError: unknown kind, a negative chunk, or compiling what is compiled already.
     """
 
     kind: str = "loop"
@@ -47,6 +47,8 @@ class Batching:
             raise UserError(f"batching must be one of auto, {', '.join(KINDS)}, got {self.kind!r}")
         if self.chunk < 0:
             raise UserError(f"expected chunk >= 0 tasks, got {self.chunk}")
+        if self.kind == "fused" and self.compiled:
+            raise UserError("fused batching is compiled already; expected compile=off with it, or another batching")
 
     def __str__(self) -> str:
         parts = [self.kind, f"chunks of {self.chunk}" if self.chunk else "", "compiled" if self.compiled else ""]
@@ -80,7 +82,7 @@ class OuterStep:
         autocast: makes a context for mixed precision, entered around every forward pass.
 
     Raises:
-        UserError: "native" is asked of a learner that has no native batching.
+        UserError: "native" or "fused" is asked of a learner that has it not.
     """
 
     def __init__(
@@ -89,8 +91,10 @@ class OuterStep:
         batching: Batching,
         autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
     ) -> None:
-        if batching.kind == "native" and not learner.native:
-            raise UserError(f"{type(learner).__name__} has no native batching here; use vmap, loop or auto")
+        if batching.kind in ("native", "fused") and not getattr(learner, batching.kind):
+            raise UserError(
+                f"{type(learner).__name__} has no {batching.kind} batching for this network here; use vmap, loop or auto"
+            )
         self.learner, self.batching, self.autocast = learner, batching, autocast
         self._programs: dict[Any, Pure] = {}
 
@@ -140,17 +144,17 @@ class OuterStep:
         learner, kind = self.learner, self.batching.kind
         trainable = {k for k, p in learner.named_parameters() if p.requires_grad}
 
-        def run(params: Named, buffers: Named, flat: Flat, batched: bool) -> tuple[Tensor, Named]:
+        def run(params: Named, buffers: Named, flat: Flat, how: str) -> tuple[Tensor, Named]:
             episode = Episode(Split(flat[0], flat[1], support_ways), Split(flat[2], flat[3], query_ways))
             merged = {**params, **buffers}
-            loss = torch.func.functional_call(learner, merged, (episode,), {"batched": batched})
+            loss = torch.func.functional_call(learner, merged, (episode,), {"how": how})
             return loss, {k: merged[k].detach() for k in buffers}
 
         def losses_of(params: Named, buffers: Named, flat: Flat) -> tuple[Tensor, Named]:
-            if single or kind == "native":
-                return run(params, buffers, flat, batched=not single)
+            if single or kind in ("native", "fused"):
+                return run(params, buffers, flat, how="one" if single else kind)
             each = torch.func.vmap(
-                lambda f: run(params, buffers, f, batched=False), randomness="different", in_dims=(0,)
+                lambda f: run(params, buffers, f, how="one"), randomness="different", in_dims=(0,)
             )
             losses, after = each(flat)
             return losses, {k: _mean_of_tasks(b) for k, b in after.items()}

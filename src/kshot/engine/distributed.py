@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import torch
 from lightning_fabric import Fabric
+from torch import nn
 
 from kshot.core import UserError
 from kshot.engine.batch import OuterGradient
+from kshot.engine.inner import Named
 
 PRECISIONS = ("32-true", "64-true", "bf16-mixed")
 
@@ -71,13 +73,28 @@ def make_fabric(device: str = "auto", devices: int = 1, nodes: int = 1, precisio
     return Fabric(accelerator=kind.type, devices=chosen, num_nodes=nodes, strategy=strategy, precision=precision)  # pyright: ignore[reportArgumentType]
 
 
-def average(fabric: Fabric, gradient: OuterGradient, total: int) -> OuterGradient:
+def synchronise(fabric: Fabric, module: nn.Module) -> None:
+    """Give all processes the weights of the first, whatever each had drawn for a start.
+
+    Args:
+        fabric: connects the processes.
+        module: changed in place in all processes but the first.
+    """
+    if fabric.world_size == 1:
+        return
+    with torch.no_grad():
+        for tensor in (*module.parameters(), *module.buffers()):
+            torch.distributed.broadcast(tensor, src=0)
+
+
+def average(fabric: Fabric, gradient: OuterGradient, total: int, before: Named) -> OuterGradient:
     """Average an outer gradient over processes, weighted by their numbers of tasks.
 
     Args:
         fabric: connects the processes.
         gradient: this process's.
         total: tasks of the step in all processes.
+        before: the buffers that every process started from; one that no task changed stays as it was to the last bit.
 
     Returns:
         The gradient of the mean over all tasks; ``losses`` holds their mean, (1,).
@@ -85,7 +102,9 @@ def average(fabric: Fabric, gradient: OuterGradient, total: int) -> OuterGradien
     if fabric.world_size == 1:
         return gradient
     share = len(gradient.losses) / total
-    floats = {k: b for k, b in gradient.buffers.items() if b.is_floating_point()}
+    floats = {
+        k: torch.where(b == before[k], 0.0, b - before[k]) for k, b in gradient.buffers.items() if b.is_floating_point()
+    }
     mine = [gradient.losses.mean().reshape(1), *gradient.grads.values(), *floats.values()]
     # One message for everything: many small ones cost more than their bytes.
     flat = torch.cat([t.reshape(-1) * share for t in mine])
@@ -95,5 +114,5 @@ def average(fabric: Fabric, gradient: OuterGradient, total: int) -> OuterGradien
     return OuterGradient(
         mean[0],
         dict(zip(gradient.grads, grads, strict=True)),
-        {**gradient.buffers, **dict(zip(floats, buffers, strict=True))},
+        {**gradient.buffers, **{k: before[k] + change for k, change in zip(floats, buffers, strict=True)}},
     )

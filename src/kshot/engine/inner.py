@@ -80,11 +80,11 @@ def replace_buffers(module: nn.Module, buffers: Named) -> None:
 
     Args:
         module: the network.
-        buffers: name -> tensor.
+        buffers: name -> tensor; detached, since a module that holds a graph could not be copied.
     """
     for name, tensor in buffers.items():
         path, _, leaf = name.rpartition(".")
-        setattr(module.get_submodule(path), leaf, tensor)
+        setattr(module.get_submodule(path), leaf, tensor.detach())
 
 
 def sgd_steps(

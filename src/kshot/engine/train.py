@@ -17,12 +17,15 @@ from lightning_fabric import Fabric
 
 from kshot.core import DivergedError, Episode, Learner, Tree, UserError, generator
 from kshot.engine.auto import choose
-from kshot.engine.batch import Batching, OuterGradient, OuterStep, combine
+from kshot.engine.batch import KINDS, Batching, OuterGradient, OuterStep, combine
 from kshot.engine.checkpoint import Checkpoints, save_tree
-from kshot.engine.distributed import average, make_fabric
+from kshot.engine.distributed import average, make_fabric, synchronise
 from kshot.engine.inner import replace_buffers
 from kshot.engine.log import Log
-from kshot.engine.outer import clip, make_optimiser, rate_factor
+from kshot.engine.outer import OPTIMISERS, clip, make_optimiser, rate_factor
+
+CHOICES = {"optimiser": OPTIMISERS, "batching": ("auto", *KINDS), "compile": ("auto", "on", "off")}
+ADVICE = "the last good checkpoint is kept. Try a smaller outer_lr or inner_lr, clip_norm=10, or fewer inner steps"
 
 
 class Loader(Protocol):
@@ -96,9 +99,12 @@ class TrainConfig:
         for name, least in (("steps", 1), ("accumulate", 1), ("checkpoint_every", 1), ("log_every", 1)):
             if getattr(self, name) < least:
                 raise UserError(f"expected {name} >= {least}, got {getattr(self, name)}")
-        for name in ("weight_decay", "warmup", "clip_norm", "validate_every", "patience"):
-            if getattr(self, name) < 0:
+        for name in ("weight_decay", "momentum", "warmup", "clip_norm", "chunk", "validate_every", "patience"):
+            if not getattr(self, name) >= 0:
                 raise UserError(f"expected {name} >= 0, got {getattr(self, name)}")
+        for name, known in CHOICES.items():
+            if getattr(self, name) not in known:
+                raise UserError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
         rate_factor(0, self.steps, self.schedule, every=self.lr_every)
 
 
@@ -150,6 +156,8 @@ class Trainer:
         logs: Sequence[Log] = (),
     ) -> None:
         self.fabric = fabric or make_fabric("cpu")
+        self.precision = self.fabric.strategy.precision
+        self.precision.convert_module(learner)
         self.learner = learner.to(self.fabric.device)
         if self.fabric.world_size > 1 and loader.n_tasks < self.fabric.world_size:
             raise UserError(
@@ -177,15 +185,16 @@ class Trainer:
 
         Raises:
             DivergedError: a loss or gradient was not finite; the last good checkpoint is kept.
-            UserError: nothing to resume from, or a file could not be written.
+            UserError: nothing to resume from, another run's checkpoints in the way, or a file could not be written.
         """
+        self._refuse_another_run(resume)
         devices = [self.fabric.device] if self.fabric.device.type == "cuda" else []
         with torch.random.fork_rng(devices), _deterministic(self.config.deterministic), _stop_requests() as stop:
             # Dropout and the like draw from the global generator: it is seeded here and restored afterwards.
             torch.manual_seed(generator(self.config.seed, "global").initial_seed())
+            self.learner.train()
             if resume:
                 self._restore()
-            self.learner.train()
             self._prepare()
             clock = time.perf_counter() - self.progress.seconds
             while not self.progress.stopped:
@@ -195,10 +204,21 @@ class Trainer:
         self.learner.eval()
         return self.progress
 
+    def _refuse_another_run(self, resume: bool) -> None:
+        if resume or self.progress.step > 0 or self.checkpoints is None:
+            return
+        # Asked of one process, since it may have written its first checkpoint before another one looks.
+        if self.fabric.broadcast(self.fabric.is_global_zero and bool(self.checkpoints.steps())):
+            raise UserError(
+                f"expected no checkpoints in {self.checkpoints.folder}, got those of another run; "
+                "resume that one, or choose another folder"
+            )
+
     def _prepare(self) -> None:
         """Settle how tasks are batched, once for the whole run, and save the start."""
         if self.progress.step >= self.config.steps:
             self.progress.stopped = "done"
+        synchronise(self.fabric, self.learner)
         if self.outer_step is None:
             self.outer_step = OuterStep(self.learner, self._choose_batching(), self.fabric.autocast)
         self.on_event("start", self.progress.step, {"batching": str(self.outer_step.batching)})
@@ -210,19 +230,25 @@ class Trainer:
         if c.batching != "auto":
             return Batching(c.batching, c.chunk, c.compile == "on")
         if c.deterministic:
-            return Batching("native" if self.learner.native else "loop", c.chunk, c.compile == "on")
+            compiled = c.compile == "on"
+            fixed = "fused" if self.learner.fused and not compiled else "native" if self.learner.native else "loop"
+            return Batching(fixed, c.chunk, compiled)
         before = self.loader.state_dict()
-        batch = next(self.loader)
+        batch = self._next()
         self.loader.load_state_dict(before)
         chosen, _ = choose(self.learner, batch, n_steps=c.steps, compiled=c.compile, autocast=self.fabric.autocast)
         # All processes must run the same program, though their clocks may disagree.
         return self.fabric.broadcast(chosen)
 
+    def _next(self) -> Episode | list[Episode]:
+        return self.precision.convert_input(next(self.loader))
+
     def _one_step(self) -> None:
         if self.outer_step is None:
             raise RuntimeError("the trainer was not prepared")
-        gradient = combine([self.outer_step(next(self.loader)) for _ in range(self.config.accumulate)])
-        gradient = average(self.fabric, gradient, self.loader.n_tasks * self.config.accumulate)
+        gradient = combine(self.outer_step(self._next()) for _ in range(self.config.accumulate))
+        before = dict(self.learner.named_buffers())
+        gradient = average(self.fabric, gradient, self.loader.n_tasks * self.config.accumulate, before)
         grads, norm = clip(gradient.grads, self.config.clip_norm)
         loss = gradient.losses.mean()
         if not bool(torch.isfinite(loss) & torch.isfinite(norm)):
@@ -245,7 +271,7 @@ class Trainer:
         raise DivergedError(
             self.progress.step + 1,
             what,
-            "the last good checkpoint is kept. Try a smaller outer_lr or inner_lr, clip_norm=10, or fewer inner steps",
+            ADVICE,
         )
 
     def _after_step(self, stop: bool) -> None:
@@ -295,6 +321,10 @@ class Trainer:
     def _save(self) -> None:
         if self.checkpoints is None or not self.fabric.is_global_zero or self.outer_step is None:
             return
+        for name, p in self.learner.named_parameters():
+            # A rate that is much too large can spoil the weights through a finite gradient.
+            if not bool(torch.isfinite(p).all()):
+                raise DivergedError(self.progress.step, f"the parameter {name}", ADVICE)
         path = self.checkpoints.save(self.progress.step, self._tree())
         self.on_event("checkpoint", self.progress.step, {"path": path})
 

@@ -102,10 +102,21 @@ class Norm(nn.Module):
     def _remember(self, mean: Tensor, var: Tensor, count: int, n_trailing: int) -> None:
         if self.mode not in ("running", "support"):
             return
-        mean, var = (s.detach() if self.mode == "running" else s for s in (mean, var))
         mean, var = (s.reshape(*s.shape[: -n_trailing - 1], -1) for s in (mean, var))
         if self.mode == "support":
             self.running_mean, self.running_var = mean, var
+            return
+        self.average_in(mean.detach(), var.detach(), count)
+
+    def average_in(self, mean: Tensor, var: Tensor, count: int) -> None:
+        """Average a batch's statistics into the running ones, in mode "running"; in the others do nothing.
+
+        Args:
+            mean: (C,), or (T, C) of T tasks, which count as one batch.
+            var: the biased variances, of the same shape.
+            count: how many numbers each mean was taken of.
+        """
+        if self.mode != "running":
             return
         # The unbiased variance goes into the buffer and the biased one into the output, as PyTorch's BatchNorm does.
         var = var * (count / max(count - 1, 1))

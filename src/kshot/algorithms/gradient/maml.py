@@ -26,14 +26,18 @@ Checked by: tests/reference/test_maml.py (plain loops with ``torch.autograd.grad
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from kshot.core import Episode, Learner, Spec, Split, Tree, UserError, register, task_loss
+from kshot.core.episode import unbind
 from kshot.engine.inner import Weights, call, replace_buffers, sgd_steps, weights_of
-from kshot.nn.norm import collecting, uses_support_statistics
+from kshot.nn import native
+from kshot.nn.conv import Conv4
+from kshot.nn.norm import collecting, normalisation_of, uses_support_statistics
 
 
 @register(
@@ -77,6 +81,37 @@ class MAML(Learner):
         self.inner_lr = inner_lr
         self.n_inner_steps, self.n_inner_steps_eval = n_inner_steps, n_inner_steps_eval
         self.first_order = first_order
+
+    @property
+    def fused(self) -> bool:
+        """True if the model is a Conv4 that compiled kernels know and a linear head, while training."""
+        if not (self.training and type(self.model) is nn.Sequential and len(self.model) == 2):
+            return False
+        backbone, head = self.model
+        return (
+            (isinstance(backbone, Conv4) and type(head) is nn.Linear and head.bias is not None)
+            and normalisation_of(backbone) == "episode"
+            and (head.weight.dtype == next(backbone.parameters()).dtype and backbone.fusable)
+        )
+
+    def fused_losses(self, episodes: Episode) -> Tensor:
+        """Outer losses by compiled kernels, whose gradient runs backward through the steps without a graph.
+
+        Args:
+            episodes: T episodes.
+
+        Returns:
+            (T,) losses.
+        """
+        backbone, head = self.model  # pyright: ignore[reportGeneralTypeIssues]
+        support, query = episodes
+        if support.y.is_floating_point():  # the kernels know cross-entropy only
+            return torch.stack([self.outer_loss(episode) for episode in unbind(episodes)])
+        parameters = [*itertools.chain(*backbone.kernel_parameters()), head.weight, head.bias]
+        inner = native.Inner(self.inner_lr, self.n_inner_steps, self.first_order)
+        return native.maml_losses(
+            native.Labelled(support.x, support.y), native.Labelled(query.x, query.y), parameters, inner
+        )
 
     @classmethod
     def from_backbone(cls, backbone: nn.Module, spec: Spec, **options: Any) -> MAML:

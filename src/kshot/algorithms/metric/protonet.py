@@ -23,6 +23,7 @@ Checked by: tests/reference/test_protonet.py (the paper's Algorithm 1 by plain l
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -76,6 +77,11 @@ class ProtoNet(Learner):
     def native(self) -> bool:
         """True if the backbone takes a task axis and needs no statistics from ``adapt``."""
         return getattr(self.backbone, "takes_tasks", False) and not uses_support_statistics(self.backbone)
+
+    @property
+    def fused(self) -> bool:
+        """True if compiled kernels know the backbone, while training."""
+        return self.training and self.native and getattr(self.backbone, "fusable", False)
 
     def embed(self, x: Tree) -> Tensor:
         """Embed examples.
@@ -138,8 +144,22 @@ class ProtoNet(Learner):
         Returns:
             (T,) losses.
         """
+        return self._losses(episodes, self.embed)
+
+    def fused_losses(self, episodes: Episode) -> Tensor:
+        """Embed the examples of all tasks in one pass of the compiled kernels.
+
+        Args:
+            episodes: T episodes.
+
+        Returns:
+            (T,) losses.
+        """
+        return self._losses(episodes, self.backbone.fused)  # pyright: ignore[reportArgumentType]
+
+    def _losses(self, episodes: Episode, embed: Callable[[Tree], Tensor]) -> Tensor:
         support, query = episodes
-        z = self.embed(tree_map(lambda *xs: torch.cat(xs, 1), support.x, query.x))
+        z = embed(tree_map(lambda *xs: torch.cat(xs, 1), support.x, query.x))
         ways = support.ways()
         return torch.func.vmap(lambda z, s, q: self._loss(z, s, q, ways))(z, support.y, query.y)
 

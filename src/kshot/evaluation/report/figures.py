@@ -228,7 +228,9 @@ def reliability(bins: Sequence[Bin], *, tone: int, n_bins: int, description: str
         marks += f'<path class="line" d="{frame.path([(b.confidence, b.accuracy) for b in bins])}"/>'
     for b in bins:
         tip = f"confidence {percent(b.confidence)}, accuracy {percent(b.accuracy)}, {percent(b.share)} of the queries"
-        dot = f'<circle class="dot" cx="{frame.px(b.confidence):.1f}" cy="{frame.py(b.accuracy):.1f}" r="{2 + 3 * math.sqrt(b.share / tallest):.1f}">'
+        radius = 2 + 3 * math.sqrt(b.share / tallest)
+        at = f'cx="{frame.px(b.confidence):.1f}" cy="{frame.py(b.accuracy):.1f}"'
+        dot = f'<circle class="dot" {at} r="{radius:.1f}">'
         marks += f"{dot}<title>{tip}</title></circle>"
     body += f'<path class="base" d="M{frame.left:g} {foot:g}H{frame.width - frame.right:g}"/>'
     for tick in (0, 0.2, 0.4, 0.6, 0.8, 1):

@@ -13,6 +13,8 @@ from kshot.nn.native.build import library
 
 N_FEATURES = 64
 IMAGE_SHAPE = (1, 28, 28)
+SIDES = (28, 14, 7, 3)
+EPS = 1e-5
 SUFFIX = {torch.float32: "f", torch.float64: "d"}
 
 

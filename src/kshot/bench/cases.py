@@ -1,0 +1,326 @@
+"""The cases of ``kshot bench``: each checks that the contenders agree, then lets them take turns."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kshot.algorithms import MAML, ProtoNet
+from kshot.bench import peers, plain
+from kshot.bench.limit import count_operations, matmul_peak
+from kshot.bench.timing import Timing, ratio, take_turns
+from kshot.core import Episode, Split, UserError, generator
+from kshot.core.registry import unknown
+from kshot.data.catalog import dataset, open_source
+from kshot.data.loader import EpisodeLoader
+from kshot.data.store import provide
+from kshot.engine.auto import choose
+from kshot.engine.batch import Batching, OuterStep
+from kshot.engine.train import TrainConfig, Trainer
+from kshot.nn.conv import Conv4
+
+
+@dataclasses.dataclass(frozen=True)
+class Line:
+    """One contender of a case.
+
+    Attributes:
+        name: who.
+        seconds: median of a step.
+        spread: fastest and slowest.
+        ratio: kshot is so many times faster: median, least and greatest over the rounds; None for kshot itself.
+        note: what one must know.
+    """
+
+    name: str
+    seconds: float
+    spread: tuple[float, float]
+    ratio: tuple[float, float, float] | None
+    note: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """What a case measured.
+
+    Attributes:
+        case: its name.
+        what: one sentence on what a step is.
+        lines: the contenders, kshot first.
+        agreement: how the results were compared, and how far apart they were.
+        least: ratio asked against the contender named in ``against``; None where none is asked.
+        against: the contender that ``least`` is about.
+        extra: more numbers, such as the share of the peak.
+    """
+
+    case: str
+    what: str
+    lines: tuple[Line, ...]
+    agreement: str
+    least: float | None = None
+    against: str = ""
+    extra: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def passed(self) -> bool | None:
+        """Whether the asked ratio was reached; None where none is asked or the contender is not there."""
+        found = [line.ratio for line in self.lines if line.name == self.against and line.ratio]
+        return None if self.least is None or not found else found[0][0] >= self.least
+
+
+def _lines(timings: dict[str, Timing], ours: str, per: int, notes: dict[str, str]) -> tuple[Line, ...]:
+    first = timings[ours]
+    return tuple(
+        Line(
+            name,
+            t.median / per,
+            (t.spread[0] / per, t.spread[1] / per),
+            None if name == ours else ratio(t, first),
+            notes.get(name, ""),
+        )
+        for name, t in timings.items()
+    )
+
+
+def protonet_loop(rounds: int, root: Path | None = None, n_query: int = 5) -> Result:
+    """Time ProtoNet's whole training loop on Omniglot, data included, against easyfsl's.
+
+    Args:
+        rounds: measured rounds.
+        root: the data root.
+        n_query: queries of each class.
+
+    Returns:
+        Seconds of an episode.
+    """
+    source = open_source("omniglot", "meta_train", n_way=5, n_shot=1, n_query=n_query, root=root, scheme="lake")
+    batch = next(EpisodeLoader(source, 1, seed=0))
+    learner = ProtoNet(Conv4())
+    chosen, _ = choose(learner.train(), batch, n_steps=0)
+    agreement = _protonet_agreement(chosen, batch)
+    contenders = {
+        "kshot": _train_loop(ProtoNet(Conv4()), source, chosen),
+        "kshot, plain eager step": _train_loop(ProtoNet(Conv4()), source, Batching("loop")),
+    }
+    notes = {"kshot": f"batching: {chosen}"}
+    with tempfile.TemporaryDirectory() as folder:
+        if peers.installed("easyfsl"):
+            path = provide(dataset("omniglot").archives[:1], root)[0]
+            with zipfile.ZipFile(path) as archive:
+                archive.extractall(folder)
+            images = next(Path(folder).glob("**/images_background"), Path(folder))
+            for workers in (0, 2):
+                step = peers.easyfsl_loop(plain.conv4(), images, n_way=5, n_shot=1, n_query=n_query, workers=workers)
+                contenders[f"easyfsl, {workers} workers"] = peers.several(step, 20)
+            notes["easyfsl, 0 workers"] = "PNG files through Pillow and torchvision"
+        timings = take_turns(contenders, rounds)
+    best = min((n for n in timings if n.startswith("easyfsl")), key=lambda n: timings[n].median, default="")
+    what = (
+        f"ProtoNet, Omniglot, 5-way 1-shot, {n_query} queries a class, Conv4-64: one episode, data and update included"
+    )
+    return Result("protonet-loop", what, _lines(timings, "kshot", 20, notes), agreement, 5.0, best)
+
+
+def _train_loop(learner: ProtoNet, source: Any, batching: Batching) -> Callable[[], None]:
+    # Twenty outer steps of the real trainer.
+    def run() -> None:
+        config = TrainConfig(steps=20, batching=batching.kind, validate_every=0)
+        Trainer(learner, EpisodeLoader(source, 1, seed=0), config).fit()
+
+    return run
+
+
+def _protonet_agreement(chosen: Batching, batch: Episode | list[Episode]) -> str:
+    torch.manual_seed(0)
+    learner = ProtoNet(Conv4()).train()
+    ours, reference = (OuterStep(learner, b)(batch) for b in (chosen, Batching("loop")))
+    gap = _gap(ours.grads, reference.grads)
+    return f"{chosen} and plain eager: loss {float(abs(ours.losses - reference.losses).max()):.1e}, gradients {gap:.1e}"
+
+
+def _gap(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
+    # Relative, over all parameters together: a bias before a batch norm has no gradient of its own to compare.
+    x, y = (torch.cat([g[k].double().reshape(-1) for k in sorted(b)]) for g in (a, b))
+    return float((x - y).norm() / y.norm())
+
+
+def maml_step(rounds: int, n_inner_steps: int = 1, n_tasks: int = 32) -> Result:
+    """Time MAML's second-order outer gradient on Conv4-64 against the plain loop and the peers.
+
+    Args:
+        rounds: measured rounds.
+        n_inner_steps: inner steps.
+        n_tasks: T.
+
+    Returns:
+        Seconds of an outer gradient, with the share of the matrix-product peak.
+    """
+    episodes = _images(n_tasks)
+    with torch.random.fork_rng([]):
+        torch.manual_seed(0)
+        net = plain.conv4(n_way=5)
+    learner = MAML(
+        nn.Sequential(Conv4(normalisation="episode"), nn.Linear(64, 5)), inner_lr=0.4, n_inner_steps=n_inner_steps
+    ).train()
+    plain.copy_weights(net, learner)
+    chosen, _ = choose(learner, episodes)
+    fast, loop = OuterStep(learner, chosen), OuterStep(learner, Batching("loop"))
+    contenders: dict[str, Callable[[], Any]] = {
+        "kshot": lambda: fast(episodes),
+        "plain eager loop": lambda: plain.maml_step(net, episodes, 0.4, n_inner_steps),
+    }
+    if chosen.kind != "loop":
+        contenders["kshot, loop"] = lambda: loop(episodes)
+    reference = dict(
+        zip(fast(episodes).grads, plain.maml_step(net, episodes, 0.4, n_inner_steps).values(), strict=True)
+    )
+    gaps = [f"kshot {_gap(fast(episodes).grads, reference):.1e}"]
+    for name in filter(peers.installed, peers.MAML_PEERS):
+        contenders[name] = peers.maml_step(name, net, episodes, 0.4, n_inner_steps)
+        gaps.append(f"{name} {_gap(dict(zip(reference, contenders[name]().values(), strict=True)), reference):.1e}")
+    timings = take_turns(contenders, rounds)
+    operations = count_operations(lambda: plain.maml_step(net, episodes, 0.4, n_inner_steps))
+    peak = matmul_peak()
+    return Result(
+        f"maml-step-{n_inner_steps}",
+        f"MAML, second order, Conv4-64, 28x28, 5-way 1-shot, 5 queries a class, {n_tasks} tasks, {n_inner_steps} inner "
+        "steps: one outer gradient",
+        _lines(timings, "kshot", 1, {"kshot": f"batching: {chosen}"}),
+        "gradients against the plain loop, relative: " + ", ".join(gaps),
+        1.5,
+        "plain eager loop",
+        {
+            "operations": operations,
+            "peak_flops": peak,
+            "share_of_peak": operations / timings["kshot"].median / peak,
+        },
+    )
+
+
+def _images(n_tasks: int) -> Episode:
+    # Noise around one texture a class: as good as any images for timing, and free of files.
+    g = generator(0, "bench")
+    centre = torch.rand(n_tasks, 5, 1, 1, 28, 28, generator=g)
+
+    def draw(n: int) -> Split:
+        x = centre + 0.5 * torch.rand(n_tasks, 5, n, 1, 28, 28, generator=g)
+        return Split(x.flatten(1, 2), torch.arange(5).repeat_interleave(n).expand(n_tasks, -1).contiguous(), 5)
+
+    return Episode(draw(1), draw(5))
+
+
+def processes(rounds: int, root: Path | None = None) -> Result:
+    """Time two processes against one, one thread each, on the same outer steps.
+
+    Args:
+        rounds: measured rounds.
+        root: the data root.
+
+    Returns:
+        Seconds of the whole training, start of the processes left out.
+    """
+    losses: dict[int, list[float]] = {}
+    taken: dict[str, list[float]] = {"two processes": [], "one process": []}
+    for _ in range(rounds):
+        for n, name in ((2, "two processes"), (1, "one process")):
+            losses[n], seconds = _train_processes(n, root)
+            taken[name].append(seconds)
+    timings = {name: Timing(tuple(seconds)) for name, seconds in taken.items()}
+    gap = max(abs(a - b) for a, b in zip(losses[1], losses[2], strict=True))
+    return Result(
+        "processes",
+        "MAML, glyphs, Conv4-64, 8 tasks: 30 outer steps by the command line, one thread for each process",
+        _lines(timings, "two processes", 30, {}),
+        f"greatest difference of the loss in any step: {gap:.1e}",
+        1.6,
+        "one process",
+    )
+
+
+def _train_processes(n: int, root: Path | None) -> tuple[list[float], float]:
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "run"
+        flags = "--steps 30 --n-tasks 8 --n-query 5 --eval-episodes 0 --validate-every 0 --log-every 1 --threads 1"
+        command = [
+            sys.executable,
+            "-m",
+            "kshot",
+            "train",
+            "maml",
+            "--data",
+            "glyphs",
+            "--batching",
+            "loop",
+            *flags.split(),
+        ]
+        command += ["--device", "cpu", "--devices", str(n), "--out", str(out)]
+        if root is not None:
+            command += ["--data-root", str(root)]
+        done = subprocess.run(
+            command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False
+        )
+        if done.returncode:
+            raise UserError(f"training with {n} processes failed: {done.stderr.strip()[-500:]}")
+        rows = [line.split(",") for line in (out / "metrics.csv").read_text().splitlines()]
+        loss, seconds = rows[0].index("loss"), rows[0].index("seconds")
+        # The first step pays for the start of the processes.
+        return [float(r[loss]) for r in rows[1:]], float(rows[-1][seconds]) - float(rows[1][seconds])
+
+
+def imports(rounds: int) -> Result:
+    """Time ``import kshot`` against ``import torch``, each in a fresh interpreter.
+
+    Args:
+        rounds: measured rounds.
+
+    Returns:
+        Seconds of each.
+    """
+
+    def start(code: str) -> Callable[[], object]:
+        return lambda: subprocess.run([sys.executable, "-c", code], check=True)
+
+    timings = take_turns({"kshot": start("import torch, kshot"), "torch": start("import torch")}, rounds)
+    extra = timings["kshot"].median - timings["torch"].median
+    return Result(
+        "imports", "import in a fresh interpreter", _lines(timings, "kshot", 1, {}), "", extra={"more_s": extra}
+    )
+
+
+CASES: dict[str, Callable[..., Result]] = {
+    "protonet-loop": protonet_loop,
+    "maml-step-1": lambda rounds: maml_step(rounds, 1),
+    "maml-step-5": lambda rounds: maml_step(rounds, 5),
+    "processes": processes,
+    "imports": imports,
+}
+
+
+def run_case(name: str, rounds: int, root: Path | None = None) -> Result:
+    """Run one case.
+
+    Args:
+        name: one of ``CASES``.
+        rounds: measured rounds, at least 5 for a number to quote.
+        root: the data root, for the cases that need data.
+
+    Returns:
+        The result.
+
+    Raises:
+        UserError: no such case.
+    """
+    if name not in CASES:
+        raise UserError(unknown("case", name, list(CASES)))
+    needs_data = name in ("protonet-loop", "processes")
+    return CASES[name](rounds, root) if needs_data else CASES[name](rounds)

@@ -1,0 +1,72 @@
+"""The plain loops that everybody writes: one task after the other, ``torch.autograd.grad`` and functional weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kshot.core import Episode
+from kshot.core.episode import unbind
+
+
+def maml_step(model: nn.Module, episodes: Episode, inner_lr: float, n_inner_steps: int) -> dict[str, Tensor]:
+    """Take the second-order MAML gradient of a batch of tasks, the plain way.
+
+    Args:
+        model: maps images to logits.
+        episodes: T episodes.
+        inner_lr: alpha.
+        n_inner_steps: inner steps.
+
+    Returns:
+        Name -> gradient of the mean query loss.
+    """
+    names = [name for name, _ in model.named_parameters()]
+    start = list(model.parameters())
+    total = [torch.zeros_like(p) for p in start]
+    n = episodes.support.y.shape[0]
+    for episode in unbind(episodes):
+        params = start
+        for _ in range(n_inner_steps):
+            loss = F.cross_entropy(_call(model, names, params, episode.support.x), episode.support.y)
+            grads = torch.autograd.grad(loss, params, create_graph=True)
+            params = [p - inner_lr * g for p, g in zip(params, grads, strict=True)]
+        loss = F.cross_entropy(_call(model, names, params, episode.query.x), episode.query.y)
+        for sum_, g in zip(total, torch.autograd.grad(loss / n, start), strict=True):
+            sum_ += g
+    return dict(zip(names, total, strict=True))
+
+
+def _call(model: nn.Module, names: list[str], params: Sequence[Tensor], x: Tensor) -> Tensor:
+    return torch.func.functional_call(model, dict(zip(names, params, strict=True)), (x,))
+
+
+def conv4(n_way: int = 0) -> nn.Sequential:
+    """Build Conv4-64 of PyTorch's own layers, with batch statistics only when there is a head (as MAML uses it).
+
+    Args:
+        n_way: outputs of a linear head; 0 for none.
+
+    Returns:
+        The network; its parameters come in the order of ``kshot.nn.conv.Conv4`` (and a linear head).
+    """
+    layers: list[nn.Module] = []
+    for channels in (1, 64, 64, 64):
+        norm = nn.BatchNorm2d(64, track_running_stats=not n_way)
+        layers += [nn.Conv2d(channels, 64, 3, padding=1), norm, nn.ReLU(), nn.MaxPool2d(2)]
+    return nn.Sequential(*layers, nn.Flatten(), *([nn.Linear(64, n_way)] if n_way else []))
+
+
+def copy_weights(source: nn.Module, target: nn.Module) -> None:
+    """Copy parameters in order.
+
+    Args:
+        source: where from.
+        target: where to; of the same parameters in the same order.
+    """
+    with torch.no_grad():
+        for a, b in zip(source.parameters(), target.parameters(), strict=True):
+            b.copy_(a)
