@@ -4,10 +4,13 @@ import pytest
 import torch
 from torch import nn
 
+from kshot.algorithms.gradient.maml import MAML
+from kshot.algorithms.metric.protonet import ProtoNet
 from kshot.core import Learner, Spec, UserError
 from kshot.data.image_tasks import ImageTasks
 from kshot.evaluation import accuracy_by_shots, accuracy_by_step, compare, evaluate, evaluating
 from kshot.evaluation.draw import BLOCK, Draw
+from kshot.nn.conv import Conv4
 
 
 def same(a, b, tolerance=0.0):
@@ -61,6 +64,18 @@ def test_loop_and_vmap_agree(learner, line, source, sinusoid):
         assert loop.fingerprint == vmap.fingerprint
         # float32 sums in another order
         assert same(loop, vmap, 1e-4)
+
+
+@pytest.mark.parametrize("normalisation", ["running", "support", "episode"])
+def test_loop_and_vmap_agree_on_networks(source, normalisation):
+    torch.manual_seed(0)
+    spec = Spec("classification", (1, 12, 12), 3)
+    backbone = Conv4(1, 8, 16, normalisation, "stride")
+    for network in (ProtoNet(backbone), MAML.from_backbone(backbone, spec, n_inner_steps_eval=2)):
+        before = {k: v.clone() for k, v in network.state_dict().items()}
+        loop = evaluate(network, source, n_episodes=6, batching="loop")
+        assert same(loop, evaluate(network, source, n_episodes=6, batching="vmap"), 1e-4)
+        assert all(torch.equal(v, before[k]) for k, v in network.state_dict().items())
 
 
 @pytest.mark.parametrize("chunk", [1, 7, BLOCK, 1000])

@@ -64,11 +64,20 @@ class Learner(nn.Module, ABC):
     kinds: ClassVar[tuple[str, ...]] = ("classification",)
     #: True where a learner built for W classes can be evaluated at another number of them.
     any_way: ClassVar[bool] = True
+    #: True where the order of the support examples counts, as in memories that read them one after the other.
+    order_matters: ClassVar[bool] = False
+    #: True where naming the classes otherwise permutes the logits and does no more; not so with a learned head.
+    label_equivariant: ClassVar[bool] = True
 
     @property
     def transductive(self) -> bool:
         """True if one query's answer depends on the other queries."""
         return any(module_is_transductive(m) for m in self.modules() if m is not self)
+
+    @property
+    def exact_gradient(self) -> bool:
+        """True if the gradient of ``outer_loss`` is its derivative; first-order methods leave terms out on purpose."""
+        return True
 
     @property
     def native(self) -> bool:

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kshot.data.strokes import distance
+from kshot.data.strokes import distance, half_box
 
 #: How many random numbers one drawing takes.
 KNOBS = 64
@@ -71,9 +71,7 @@ def shapes_of(images: Tensor, spread: Tensor, *, reach: int) -> Shapes:
     depth = torch.where(ink, 0.5 - inside, distance(ink, reach) - 0.5)
     bones = spread == 0
     half_width = (inside * bones).sum((1, 2)) / bones.sum((1, 2))
-    middle_to_far_side = (torch.arange(ink.shape[2], dtype=torch.float32) - (ink.shape[2] - 1) / 2).abs() + 0.5
-    half_box = torch.stack([(ink.any(axis) * middle_to_far_side).amax(1) for axis in (1, 2)], 1)
-    return Shapes(spread, depth, half_width, half_box)
+    return Shapes(spread, depth, half_width, half_box(ink))
 
 
 def drawings(shapes: Shapes, knobs: Tensor, which: Tensor, *, side: int) -> Tensor:

@@ -2,11 +2,13 @@
 
 Every character is drawn large, cut to its ink and fitted into one square, so that size and position tell nothing:
 ``o``, ``O`` and the ring operator are then one shape, and only the first of them stays. Two shapes are compared by
-how far the middle lines of their strokes lie apart, so that a bold letter counts as its light sister too.
+how far the middle lines of their strokes lie apart, so that a bold letter counts as its light sister too, and a wide
+one as its narrow sister.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -15,9 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kshot.core import UserError
+from kshot.core import UserError, tree_map
 from kshot.data.glyph_scripts import SCRIPTS, Script, characters
-from kshot.data.strokes import distance, skeleton
+from kshot.data.strokes import distance, half_box, skeleton
 
 if TYPE_CHECKING:
     from PIL import ImageFont
@@ -40,6 +42,8 @@ _SEEN = [0] * 64 + [255] * 192
 _SMALLEST = 0.3
 # Bars and dashes (shorter side over longer), and solid shapes (a disc of this radius, in grid pixels, fits inside).
 _NARROWEST, _SOLID = 0.2, 7
+# Widths over heights that differ by less than this factor make no two shapes: the drawings differ by as much.
+_STRETCH = 1.5
 # Side of the square of bones that stands for a dot.
 _DOT = 5
 # Where strokes are compared, what is farther off than this counts as this far.
@@ -62,6 +66,14 @@ class Outlines(NamedTuple):
     classes: Tensor
     codes: tuple[int, ...]
     scripts: tuple[Script, ...]
+
+
+class _Looks(NamedTuple):
+    """What shapes are compared by: distances to the skeleton, the same after stretching, and log(width / height)."""
+
+    spread: Tensor
+    square: Tensor
+    aspect: Tensor
 
 
 class _Face(NamedTuple):
@@ -113,15 +125,15 @@ def outlines(scripts: Sequence[Script] = SCRIPTS) -> Outlines:
         raise UserError("expected scripts that the fonts have, got none of their characters; take some of SCRIPTS")
     images = torch.stack([image for *_, image in drawn])
     slim = (~_solid(images)).nonzero().squeeze(1)
-    spread = _spread(images[slim])
-    keep = _distinct(apart(spread, spread))
-    images, spread = images[slim[keep]], spread[keep]
+    looks = _look(images[slim])
+    keep = _distinct(_gaps(looks, looks))
+    images, looks = images[slim[keep]], _take(looks, keep)
     chosen = [drawn[i] for i in slim[keep].tolist()]
-    more_images, more_spread, more_classes = _other_faces(faces, [(code, rank) for _, code, rank, _ in chosen], spread)
+    more_images, more_spread, more_classes = _other_faces(faces, [(code, rank) for _, code, rank, _ in chosen], looks)
     classes, order = torch.cat([torch.arange(len(chosen)), more_classes]).sort(stable=True)
     return Outlines(
         images=torch.cat([images, more_images])[order],
-        spread=torch.cat([spread, more_spread])[order],
+        spread=torch.cat([looks.spread, more_spread])[order],
         classes=classes,
         codes=tuple(code for _, code, *_ in chosen),
         scripts=tuple(script for script, *_ in chosen),
@@ -152,6 +164,43 @@ def _pooled(spread: Tensor) -> tuple[Tensor, Tensor]:
     bones = F.avg_pool2d((spread == 0).float()[:, None], 2).mul_(4)
     square = F.avg_pool2d(spread.clamp(max=_FAR)[:, None] ** 2, 2).round_()
     return bones.flatten(1), square.flatten(1)
+
+
+def _gaps(a: _Looks, b: _Looks) -> Tensor:
+    """Tell how far shapes are apart, where a stretch within reason makes no difference.
+
+    Returns:
+        float32 (A, B), in grid pixels.
+    """
+    gaps = apart(a.spread, b.spread)
+    alike = (a.aspect[:, None] - b.aspect).abs() < math.log(_STRETCH)
+    return torch.where(alike, torch.minimum(gaps, apart(a.square, b.square)), gaps)
+
+
+def _look(images: Tensor) -> _Looks:
+    half = half_box(images >= _INK)
+    return _Looks(_spread(images), _spread(_squared(images, half)), half[:, 0].log() - half[:, 1].log())
+
+
+def _take(looks: _Looks, index: Tensor) -> _Looks:
+    return tree_map(lambda t: t[index], looks)
+
+
+def _squared(images: Tensor, half: Tensor) -> Tensor:
+    """Stretch shapes until their ink fills the square both ways.
+
+    Returns:
+        uint8 (N, GRID, GRID).
+    """
+    line = (torch.arange(GRID, dtype=torch.float32) - (GRID - 1) / 2) * (2 / GRID)
+    parts = []
+    for some, (x, y) in zip(images.split(512), [h.unbind(1) for h in (half * (2 / FILL)).split(512)], strict=True):
+        shape = (len(some), GRID, GRID)
+        points = torch.stack(
+            [(line * x[:, None, None]).expand(shape), (line[:, None] * y[:, None, None]).expand(shape)], 3
+        )
+        parts.append(F.grid_sample(some[:, None].float(), points, align_corners=False)[:, 0].round().to(torch.uint8))
+    return torch.cat(parts)
 
 
 def _open(file: Path) -> _Face:
@@ -237,14 +286,14 @@ def _distinct(gaps: Tensor) -> Tensor:
 
 
 def _other_faces(
-    faces: Sequence[_Face], chosen: Sequence[tuple[int, int]], spread: Tensor
+    faces: Sequence[_Face], chosen: Sequence[tuple[int, int]], looks: _Looks
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Draw the chosen characters in more faces, where those look like no other character.
 
     Args:
         faces: all of them.
         chosen: code point and rank of the first face of each class.
-        spread: (C, GRID, GRID) of their first faces.
+        looks: of their first faces, C in all.
 
     Returns:
         Images, spreads and classes of the further outlines.
@@ -259,29 +308,29 @@ def _other_faces(
     classes = torch.tensor([label for label, _ in drawn], dtype=torch.int64)
     slim = (~_solid(images)).nonzero().squeeze(1)
     images, classes = images[slim], classes[slim]
-    theirs = _spread(images)
-    good = _own(theirs, classes, spread)
-    return images[good], theirs[good], classes[good]
+    theirs = _look(images)
+    good = _own(theirs, classes, looks)
+    return images[good], theirs.spread[good], classes[good]
 
 
-def _own(theirs: Tensor, classes: Tensor, spread: Tensor) -> Tensor:
+def _own(theirs: _Looks, classes: Tensor, looks: _Looks) -> Tensor:
     """Find the further outlines that could be taken for their own class alone.
 
     Italic Cyrillic te, say, is a Latin m: such a drawing would be a wrong label.
 
     Args:
-        theirs: (M, GRID, GRID), of the further outlines.
+        theirs: of the further outlines, M in all.
         classes: int64 (M,), their classes.
-        spread: (C, GRID, GRID), of the first outline of each class.
+        looks: of the first outline of each class.
 
     Returns:
         bool (M,).
     """
     if not len(classes):
         return torch.empty(0, dtype=torch.bool)
-    to_first = apart(theirs, spread)
+    to_first = _gaps(theirs, looks)
     own = to_first.gather(1, classes[:, None]).squeeze(1)
     rival = to_first.scatter(1, classes[:, None], torch.inf).amin(1)
     good = rival >= own.clamp(min=SAME)
-    clash = (apart(theirs, theirs) < SAME) & (classes[:, None] != classes) & good
+    clash = (_gaps(theirs, theirs) < SAME) & (classes[:, None] != classes) & good
     return good & ~clash.any(1)

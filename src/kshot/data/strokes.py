@@ -47,6 +47,22 @@ def _distance(ink: Tensor, limit: int) -> Tensor:
     return square.clamp_(max=far).float().sqrt_()
 
 
+def half_box(ink: Tensor) -> Tensor:
+    """Measure the box around the middle of a picture that holds all its ink.
+
+    Args:
+        ink: bool (N, H, W).
+
+    Returns:
+        float32 (N, 2), half its width and half its height in pixels; 0 where there is no ink.
+    """
+    halves = []
+    for axis, size in ((1, ink.shape[2]), (2, ink.shape[1])):
+        outer_side = (torch.arange(size, dtype=torch.float32) - (size - 1) / 2).abs() + 0.5
+        halves.append((ink.any(axis) * outer_side).amax(1))
+    return torch.stack(halves, 1)
+
+
 def skeleton(ink: Tensor) -> Tensor:
     """Thin ink to lines of one pixel that keep its shape and its connections.
 

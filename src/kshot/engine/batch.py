@@ -153,9 +153,7 @@ class OuterStep:
         def losses_of(params: Named, buffers: Named, flat: Flat) -> tuple[Tensor, Named]:
             if single or kind in ("native", "fused"):
                 return run(params, buffers, flat, how="one" if single else kind)
-            each = torch.func.vmap(
-                lambda f: run(params, buffers, f, how="one"), randomness="different", in_dims=(0,)
-            )
+            each = torch.func.vmap(lambda f: run(params, buffers, f, how="one"), randomness="different", in_dims=(0,))
             losses, after = each(flat)
             return losses, {k: _mean_of_tasks(b) for k, b in after.items()}
 

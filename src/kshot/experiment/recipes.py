@@ -87,8 +87,9 @@ _RECIPES = (
                 (20, 5, 0.989, 0.984),
             )
         ),
-        protocol="Inductive (running statistics). One training at 60-way 1-shot for all four rows, where the paper trains "
-        "1-shot and 5-shot models apart. Best step by 20-way 1-shot accuracy on meta_val; rotations are new classes.",
+        protocol="Inductive (running statistics). One training at 60-way 1-shot for all rows; the paper "
+        "trains 1-shot and 5-shot models apart. The best step by 20-way 1-shot accuracy on meta_val is tested. Rotations "
+        "are new classes.",
     ),
     Recipe(
         name="maml-omniglot",
@@ -112,8 +113,8 @@ _RECIPES = (
                 {"n_query": 1, "n_episodes": 1000, "normalisation": "support"},
             ),
         ),
-        protocol="Second order, 1 inner step of 0.4 in training and 3 in the test, 32 tasks, strided convolutions, one query "
-        "a class, as in the authors' code; 5,000 outer steps in the place of 60,000. Transductive: queries are "
+        protocol="Second order, 1 inner step of 0.4 in training and 3 in the test, 32 tasks, strided convolutions, one "
+        "query a class, as in the authors' code; 5,000 outer steps in the place of 60,000. Transductive: queries are "
         "normalised by their own batch. The inductive row is the same weights under the statistics of the support.",
     ),
     Recipe(
@@ -130,8 +131,8 @@ _RECIPES = (
             Row(f"5-shot, after {k} steps", p, least, _SINUSOID, {"n_query": 100, "n_episodes": 1000, "steps": k})
             for k, p, least in ((1, 0.67, 0.75), (5, 0.38, 0.42), (10, 0.35, 0.39))
         ),
-        protocol="Second order, trained for 1 inner step of 0.01 on 25 tasks of 5 points an outer step, 70,000 of them; mean "
-        "squared error on 100 new points of each of 1,000 new tasks.",
+        protocol="Second order, trained for 1 inner step of 0.01 on 25 tasks of 5 points, 70,000 outer steps; "
+        "mean squared error on 100 new points of each of 1,000 new tasks.",
     ),
 )
 

@@ -62,6 +62,7 @@ class MAML(Learner):
     default_normalisation = "episode"
     kinds = ("classification", "regression")
     any_way = False
+    label_equivariant = False
 
     def __init__(
         self,
@@ -81,6 +82,11 @@ class MAML(Learner):
         self.inner_lr = inner_lr
         self.n_inner_steps, self.n_inner_steps_eval = n_inner_steps, n_inner_steps_eval
         self.first_order = first_order
+
+    @property
+    def exact_gradient(self) -> bool:
+        """False for first order: the second derivatives are missing."""
+        return not self.first_order
 
     @property
     def fused(self) -> bool:

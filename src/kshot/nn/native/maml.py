@@ -91,7 +91,9 @@ class _Maml(torch.autograd.Function):
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         (g,) = grad_outputs
         if not bool((g == g[0]).all()):
-            raise RuntimeError("native MAML knows the gradient of the mean loss only, not of differently weighted tasks")
+            raise RuntimeError(
+                "native MAML knows the gradient of the mean loss only, not of differently weighted tasks"
+            )
         (grad,) = ctx.saved_tensors
         return None, None, None, *_unflatten(grad * (g[0] * len(g)), ctx.shapes)
 
