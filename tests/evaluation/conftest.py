@@ -24,7 +24,7 @@ class Centroid(Learner):
         return x.flatten(1)
 
     def adapt(self, support: Split) -> Tensor:
-        member = (support.y == torch.arange(support.ways()).unsqueeze(-1)).float()
+        member = (support.y == torch.arange(support.ways(), device=support.y.device).unsqueeze(-1)).float()
         return member @ self.embed(support.x) / member.sum(-1, keepdim=True)
 
     def predict(self, state: Tensor, x: Tensor) -> Tensor:

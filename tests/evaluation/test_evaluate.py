@@ -68,10 +68,12 @@ def test_loop_and_vmap_agree(learner, line, source, sinusoid):
 
 @pytest.mark.parametrize("normalisation", ["running", "support", "episode"])
 def test_loop_and_vmap_agree_on_networks(source, normalisation):
-    torch.manual_seed(0)
     spec = Spec("classification", (1, 12, 12), 3)
-    backbone = Conv4(1, 8, 16, normalisation, "stride")
-    for network in (ProtoNet(backbone), MAML.from_backbone(backbone, spec, n_inner_steps_eval=2)):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        backbone = Conv4(1, 8, 16, normalisation, "stride")
+        networks = ProtoNet(backbone), MAML.from_backbone(backbone, spec, n_inner_steps_eval=2)
+    for network in networks:
         before = {k: v.clone() for k, v in network.state_dict().items()}
         loop = evaluate(network, source, n_episodes=6, batching="loop")
         assert same(loop, evaluate(network, source, n_episodes=6, batching="vmap"), 1e-4)
@@ -289,3 +291,13 @@ def test_fingerprint_tells_sources_apart(learner, source, source_of_shots):
     b = evaluate(learner, source_of_shots(2), n_episodes=4).fingerprint
     assert a == evaluate(learner, source_of_shots(1), n_episodes=4).fingerprint
     assert a != b
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_devices_agree(learner, source, source_of_shots):
+    on_cpu = evaluate(learner, source, n_episodes=20)
+    on_gpu = evaluate(learner, source_of_shots(1), n_episodes=20, device="cuda")
+    assert on_gpu.fingerprint == on_cpu.fingerprint
+    # float32 in another order, and perhaps TF32 products
+    assert same(on_cpu, on_gpu, 1e-2)

@@ -69,6 +69,9 @@ class Learner(nn.Module, ABC):
     #: True where naming the classes otherwise permutes the logits and does no more; not so with a learned head.
     label_equivariant: ClassVar[bool] = True
 
+    #: What tasks the learner was built for, where that is known; evaluation on other tasks is then refused.
+    spec: Spec | None = None
+
     @property
     def transductive(self) -> bool:
         """True if one query's answer depends on the other queries."""

@@ -44,8 +44,8 @@ _SMALLEST = 0.3
 _NARROWEST, _SOLID = 0.2, 7
 # Widths over heights that differ by less than this factor make no two shapes: the drawings differ by as much.
 _STRETCH = 1.5
-# Side of the square of bones that stands for a dot.
-_DOT = 5
+# A dot's bones reach this far from its middle, in grid pixels.
+_DOT = 2
 # Where strokes are compared, what is farther off than this counts as this far.
 _FAR = 8
 
@@ -261,11 +261,24 @@ def _solid(images: Tensor) -> Tensor:
 
 
 def _spread(images: Tensor) -> Tensor:
-    bones = skeleton(images >= _INK)
-    near = F.avg_pool2d(bones.float()[:, None], 3, stride=1, padding=1, divisor_override=1)[:, 0]
-    # A dot's skeleton is one pixel, which no pen would find again; lines are drawn as wide as the pen, dots wider.
-    dots = (bones & (near == 1)).float()[:, None]
-    return distance(bones | (F.max_pool2d(dots, _DOT, stride=1, padding=_DOT // 2)[:, 0] > 0), REACH)
+    return distance(_with_dots(skeleton(images >= _INK)), REACH)
+
+
+def _with_dots(bones: Tensor) -> Tensor:
+    """Enlarge the lone pixels of skeletons: a pen that follows them would hardly leave a mark.
+
+    Returns:
+        bool (N, GRID, GRID).
+    """
+    flat = bones.flatten()
+    lit = flat.nonzero().squeeze(1)
+    # Ink keeps away from the edges, so that steps in the flat picture stay within it.
+    ring = [dy * GRID + dx for dy in (-1, 0, 1) for dx in (-1, 0, 1) if dy or dx]
+    dots = lit[~torch.stack([flat[lit + step] for step in ring]).any(0)]
+    for dy in range(-_DOT, _DOT + 1):
+        for dx in range(-_DOT, _DOT + 1):
+            flat[dots + dy * GRID + dx] = True
+    return flat.view(bones.shape)
 
 
 def _distinct(gaps: Tensor) -> Tensor:

@@ -110,7 +110,9 @@ def build_learner(config: RunConfig, spec: Spec) -> Learner:
         # PyTorch's layers draw their weights from the global generator; it is put back afterwards.
         torch.manual_seed(generator(config.train.seed, "weights").initial_seed())
         backbone = build_backbone(config, spec)
-        return method(config.algorithm).learner.from_backbone(backbone, spec, **config.options)
+        learner = method(config.algorithm).learner.from_backbone(backbone, spec, **config.options)
+    learner.spec = spec
+    return learner
 
 
 def build_backbone(config: RunConfig, spec: Spec) -> nn.Module:

@@ -87,9 +87,9 @@ _RECIPES = (
                 (20, 5, 0.989, 0.984),
             )
         ),
-        protocol="Inductive (running statistics). One training at 60-way 1-shot for all rows; the paper "
-        "trains 1-shot and 5-shot models apart. The best step by 20-way 1-shot accuracy on meta_val is tested. Rotations "
-        "are new classes.",
+        protocol="Inductive (running statistics). One training at 60-way 1-shot for all rows; the paper trains 1-shot "
+        "and 5-shot models apart. The best step by 20-way 1-shot accuracy on meta_val is tested. Rotations are new "
+        "classes.",
     ),
     Recipe(
         name="maml-omniglot",

@@ -188,9 +188,13 @@ def load_weights(learner: Learner, run: Path) -> int:
     checkpoints = Checkpoints(run / "checkpoints")
     tree = load_tree(checkpoints.best) if checkpoints.best.exists() else checkpoints.load_newest()[0]
     try:
-        learner.load_state_dict(tree["learner"])
+        missing, unexpected = learner.load_state_dict(tree["learner"], strict=False)
     except (RuntimeError, KeyError) as error:
         raise UserError(f"the checkpoint in {run} is of another network: {error}") from error
+    # Statistics come and go with the normalisation mode that one evaluates with; weights must all be there.
+    other = [name for name in (*missing, *unexpected) if not name.endswith(("running_mean", "running_var"))]
+    if other:
+        raise UserError(f"the checkpoint in {run} is of another network: it differs in {', '.join(other)}")
     return int(tree["step"] if "step" in tree else tree["progress"]["step"])
 
 

@@ -31,7 +31,7 @@ class ContractError(AssertionError):
         self.clause = clause
 
 
-class Skipped(Exception):  # noqa: N818
+class Skipped(Exception):
     """A clause does not apply to a learner; the message says why."""
 
 

@@ -84,6 +84,11 @@ class MAML(Learner):
         self.first_order = first_order
 
     @property
+    def backbone(self) -> nn.Module | None:
+        """The network below its head, for pictures of the embedding; None where the model is no sequence."""
+        return self.model[:-1] if isinstance(self.model, nn.Sequential) and len(self.model) > 1 else None
+
+    @property
     def exact_gradient(self) -> bool:
         """False for first order: the second derivatives are missing."""
         return not self.first_order

@@ -1,0 +1,217 @@
+"""Clauses about the outer gradient: it reaches every parameter, it is the derivative, and all batchings agree on it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from kshot.core import Episode, Learner
+from kshot.core.episode import unbind
+from kshot.engine.auto import candidates
+from kshot.engine.batch import Batching, OuterGradient, OuterStep, combine
+from kshot.testing.case import TOLERANCE, TOLERANCE_FLOAT32, Case, Skipped, seeded
+from kshot.testing.synthetic import synthetic_episode, synthetic_episodes
+
+#: Step of the numerical derivative in float64, and how near to it the gradient must be.
+EPS, ATOL, RTOL = 1e-6, 1e-6, 1e-4
+
+
+def reaches(case: Case) -> str:
+    """Check that every parameter is connected to the outer loss.
+
+    A gradient that is zero by mathematics, such as that of a bias before a normalisation, is connected; it is told in
+    the note. A parameter that only passes through ``detach`` is not.
+
+    Returns:
+        What was checked.
+    """
+    learner = case.learner(training=True)
+    params = {k: p for k, p in learner.named_parameters() if p.requires_grad}
+    if not params:
+        case.fail("at least one parameter to learn", "none", "register parameters, or do not train this learner")
+    with seeded(0):
+        loss = learner.outer_loss(synthetic_episode(case.spec, seed=case.seed))
+    if not loss.requires_grad:
+        case.fail("a loss with a gradient", "a constant", "look for detach, no_grad, argmax or numpy on the way")
+    grads = dict(zip(params, torch.autograd.grad(loss, list(params.values()), allow_unused=True), strict=True))
+    missing = [k for k, g in grads.items() if g is None]
+    if missing:
+        case.fail(
+            "a gradient for every parameter",
+            f"none for {', '.join(missing)}",
+            "use them in the loss without detach, drop them, or set requires_grad to False",
+        )
+    largest = max(float(g.abs().max()) for g in grads.values() if g is not None)
+    zero = [k for k, g in grads.items() if g is not None and float(g.abs().max()) <= 1e-12 * largest]
+    if largest == 0 or not torch.isfinite(torch.tensor(largest)):
+        case.fail("a finite gradient that is not zero", f"{largest}", "look for a saturated or constant loss")
+    return f"{len(grads)} parameters" + (f"; zero by mathematics: {', '.join(zero)}" if zero else "")
+
+
+def is_derivative(case: Case) -> str:
+    """Check the outer gradient against a numerical derivative, in float64.
+
+    Returns:
+        What was checked.
+
+    Raises:
+        Skipped: the learner says that its gradient is none.
+    """
+    return _numerical(case, torch.autograd.gradcheck, "the gradient of `outer_loss`", "its numerical derivative")
+
+
+def has_curvature(case: Case) -> str:
+    """Check the second derivative of the outer loss against a numerical one, in float64.
+
+    Returns:
+        What was checked.
+
+    Raises:
+        Skipped: the learner says that its gradient is no derivative.
+    """
+    check = torch.autograd.gradgradcheck
+    return _numerical(case, check, "the second derivative of `outer_loss`", "the numerical derivative of its gradient")
+
+
+def _numerical(case: Case, check: Callable[..., bool], what: str, reference: str) -> str:
+    learner = case.learner(training=True)
+    if not learner.exact_gradient:
+        raise Skipped("the learner says exact_gradient = False: it leaves terms out on purpose")
+    problems = []
+    # A kink (ReLU, max-pooling) can spoil one numerical derivative, a wrong gradient spoils all.
+    for attempt in range(2):
+        loss, weights = loss_of_weights(learner, synthetic_episode(case.spec, seed=case.seed + attempt))
+        try:
+            check(loss, weights, eps=EPS, atol=ATOL, rtol=RTOL, fast_mode=True)
+        except RuntimeError as error:
+            problems.append(str(error).strip().splitlines()[0])
+            continue
+        return f"{what} is {reference}"
+    case.fail(
+        f"{what} to be {reference}",
+        problems[0],
+        "look for detach or in-place changes; if terms are left out on purpose, return False from `exact_gradient`",
+    )
+
+
+def loss_of_weights(learner: Learner, episode: Episode) -> tuple[Callable[..., Tensor], list[Tensor]]:
+    """Turn a learner into a function of its trainable parameters.
+
+    Args:
+        learner: the learner; unchanged by calls of the function.
+        episode: one episode.
+
+    Returns:
+        The outer loss as a function of the parameters, and the parameters as they are.
+    """
+    trainable = {k: p.detach().clone().requires_grad_() for k, p in learner.named_parameters() if p.requires_grad}
+    fixed = {k: p.detach() for k, p in learner.named_parameters() if not p.requires_grad}
+
+    def loss(*weights: Tensor) -> Tensor:
+        buffers = {k: b.clone() for k, b in learner.named_buffers()}
+        named = dict(zip(trainable, weights, strict=True))
+        with seeded(0):
+            return torch.func.functional_call(learner, {**named, **fixed, **buffers}, (episode,))
+
+    return loss, list(trainable.values())
+
+
+def batchings_agree(case: Case) -> str:
+    """Check that loop, vmap and whatever batching the learner offers give one outer gradient, and equal buffers.
+
+    Returns:
+        Which ones were compared.
+    """
+    notes = {}
+    for training in (True, False):
+        for dtype, tolerance in ((torch.float64, TOLERANCE), (torch.float32, TOLERANCE_FLOAT32)):
+            learner = case.learner(dtype, training=training)
+            episodes = synthetic_episodes(case.spec, 3, seed=case.seed, dtype=dtype)
+            if draws_random_numbers(learner, episodes):
+                notes["in training mode: random numbers, so nothing to compare"] = None
+                continue
+            reference = plain_outer_gradient(learner, episodes)
+            for batching in batchings(learner, episodes, case.compiled):
+                notes[_compare(case, learner, episodes, batching, reference, tolerance)] = None
+    return "; ".join(notes)
+
+
+def batchings(learner: Learner, episodes: Episode, compiled: bool = False) -> list[Batching]:
+    """List the ways to batch that a learner offers: those that training would measure, also in chunks and compiled.
+
+    Args:
+        learner: the learner, in the mode that counts.
+        episodes: a batch.
+        compiled: list the compiled ones too.
+
+    Returns:
+        The batchings.
+    """
+    whole = [b for b in candidates(learner, episodes) if not b.chunk]
+    chunks = [Batching(b.kind, 2) for b in whole if b.kind != "loop"]
+    programs = [Batching(b.kind, compiled=True) for b in whole if compiled and b.kind != "fused"]
+    return [*whole, *chunks, *programs]
+
+
+def _compare(
+    case: Case, learner: Learner, episodes: Episode, batching: Batching, reference: OuterGradient, tolerance: float
+) -> str:
+    try:
+        got = OuterStep(learner, batching)(episodes)
+    except (RuntimeError, TypeError, ValueError) as error:
+        if batching.kind != "vmap":
+            raise
+        return f"vmap cannot run: {(str(error).splitlines() or ['?'])[0]}"
+    advice = "compute one and the same thing in outer_loss and outer_losses, and carry nothing from task to task"
+    case.same(got.losses, reference.losses, f"losses by {batching} and by a plain loop", advice, tolerance)
+    for what in ("grads", "buffers"):
+        mine, theirs = getattr(got, what), getattr(reference, what)
+        if mine.keys() != theirs.keys():
+            case.fail(f"{what} of {', '.join(theirs)} by {batching}", f"{', '.join(mine)}", advice)
+        # Relative to the whole gradient: single entries may be zero but for rounding.
+        case.same(_flat(mine), _flat(theirs), f"{what} by {batching} and by a plain loop", advice, tolerance)
+    return str(batching)
+
+
+def _flat(named: dict[str, Tensor]) -> Tensor:
+    return torch.cat([torch.zeros(1, dtype=torch.float64), *(t.double().reshape(-1) for t in named.values())])
+
+
+def plain_outer_gradient(learner: Learner, episodes: Episode) -> OuterGradient:
+    """Take the outer gradient in the most obvious way: a copy of the learner for each task, and the mean.
+
+    Args:
+        learner: the learner; unchanged.
+        episodes: a batch.
+
+    Returns:
+        What every batching must give.
+    """
+    parts = []
+    for episode in unbind(episodes):
+        own = copy.deepcopy(learner)
+        params = {k: p for k, p in own.named_parameters() if p.requires_grad}
+        loss = own.outer_loss(episode)
+        grads = torch.autograd.grad(loss, list(params.values()), materialize_grads=True)
+        buffers = {k: b.detach() for k, b in own.named_buffers()}
+        parts.append(OuterGradient(loss.detach().reshape(1), dict(zip(params, grads, strict=True)), buffers))
+    return combine(parts)
+
+
+def draws_random_numbers(learner: Learner, episodes: Episode) -> bool:
+    """Tell whether the outer loss takes numbers from the global generator, as dropout does.
+
+    Args:
+        learner: the learner; unchanged.
+        episodes: a batch.
+
+    Returns:
+        True if so.
+    """
+    with seeded(0):
+        before = torch.get_rng_state()
+        copy.deepcopy(learner).outer_loss(next(unbind(episodes)))
+        return not torch.equal(before, torch.get_rng_state())
