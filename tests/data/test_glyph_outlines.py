@@ -34,6 +34,16 @@ def test_size_and_place_make_no_second_class(found: Outlines) -> None:
         assert sum(ord(c) in found.codes for c in same) == 1
 
 
+def test_wide_and_narrow_make_no_second_class() -> None:
+    latin, italic = (
+        Script("F", "meta_train", ((0x46, 0x46),)),
+        Script("Old Italic F", "meta_val", ((0x10305, 0x10305),)),
+    )
+    narrow, wide = outlines((latin,)), outlines((italic,))
+    assert float(apart(narrow.spread[:1], wide.spread[:1])) > SAME
+    assert outlines((latin, italic)).codes == (0x46,)
+
+
 def test_bars_dots_and_accents_are_left_out(found: Outlines) -> None:
     for left_out in "|-_.,'IlÀéüά":
         assert ord(left_out) not in found.codes

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,8 @@ from kshot.core.registry import unknown
 from kshot.engine.checkpoint import write_atomically
 from kshot.engine.train import TrainConfig
 from kshot.evaluation.record import Record
+from kshot.evaluation.scores import higher_is_better
+from kshot.evaluation.statistics import over_seeds
 from kshot.experiment.config import BackboneConfig, EvalConfig, RunConfig, TaskConfig
 from kshot.experiment.run import OnEvent, evaluate_run, train_run
 
@@ -164,26 +166,27 @@ def recipe(name: str) -> Recipe:
     return known[name]
 
 
-def passed(row: Row, record: Record) -> bool | None:
+def verdict(row: Row, metric: str, mean: float) -> bool | None:
     """Judge a measured number against the least that is asked.
 
     Args:
         row: what is asked.
-        record: what was measured.
+        metric: "accuracy" or "mse".
+        mean: what was measured.
 
     Returns:
         True or False; None where nothing is asked.
     """
     if row.least is None:
         return None
-    return record.mean <= row.least if record.metric == "mse" else record.mean >= row.least
+    return mean >= row.least if higher_is_better(metric) else mean <= row.least
 
 
 def reproduce(
     found: Recipe,
     out: Path,
     *,
-    seed: int = 0,
+    seeds: Sequence[int] = (0,),
     steps: int | None = None,
     threads: int = 0,
     root: Path | None = None,
@@ -191,58 +194,85 @@ def reproduce(
     on_event: OnEvent | None = None,
     on_row: Callable[[Row, Record], None] | None = None,
 ) -> dict[str, Any]:
-    """Run a recipe: train (or go on, or find it trained), then measure every row.
+    """Run a recipe: for each seed train (or go on, or find it trained), then measure every row.
 
     Args:
         found: the recipe.
-        out: the run folder.
-        seed: of the training.
+        out: the folder of its runs, ``seed-0`` and so on.
+        seeds: of the trainings.
         steps: another number of outer steps than the recipe's; the result says so.
         threads: of a CPU; 0 for PyTorch's choice.
         root: the data root.
         fabric: devices and processes.
         on_event: told what happens in training.
-        on_row: told each row as it is measured.
+        on_row: told each row of each seed as it is measured.
 
     Returns:
         The result as a JSON object: rows with published, least, measured and verdict.
 
     Raises:
-        UserError: training was interrupted; run the recipe again to go on.
+        UserError: training was interrupted; the same command goes on.
     """
-    train = dataclasses.replace(found.config.train, seed=seed, steps=steps or found.config.train.steps)
-    where = dataclasses.replace(found.config.where, threads=threads)
-    config = dataclasses.replace(found.config, train=train, where=where)
-    resume = (out / "config.toml").exists()
-    outcome = train_run(config, out, resume=resume, root=root, fabric=fabric, on_event=on_event)
-    if outcome.progress.stopped == "interrupted":
-        raise UserError(f"interrupted at step {outcome.progress.step}; run the same command again to go on")
-    rows = []
-    for row in found.rows:
-        record = _measure(row, out, root)
-        if on_row:
-            on_row(row, record)
-        verdict = passed(row, record)
-        published = {"name": row.name, "published": row.published, "least": row.least, "source": row.source}
-        rows.append({**published, "passed": verdict, **record.to_dict()})
+    seconds, measured = [], []
+    for seed in seeds:
+        config = _config(found, seed, steps, threads)
+        folder = out / f"seed-{seed}"
+        resume = (folder / "config.toml").exists()
+        outcome = train_run(config, folder, resume=resume, root=root, fabric=fabric, on_event=on_event)
+        if outcome.progress.stopped == "interrupted":
+            raise UserError(f"interrupted at step {outcome.progress.step}; give the same command again to go on")
+        seconds.append(round(outcome.progress.seconds, 1))
+        measured.append([_measure(row, folder, root, on_row) for row in found.rows])
+    flags = "".join(f" {seed}" for seed in seeds) + (f" --steps {steps}" if steps else "")
     return {
         "schema": SCHEMA,
         "recipe": found.name,
         "paper": found.paper,
         "protocol": found.protocol,
-        "seeds": [seed],
-        "steps": train.steps,
-        "train_seconds": round(outcome.progress.seconds, 1),
-        "command": f"kshot reproduce {found.name} --seed {seed}" + (f" --steps {steps}" if steps else ""),
-        "rows": rows,
+        "command": f"kshot reproduce {found.name} --seeds{flags}",
+        "seeds": list(seeds),
+        "steps": steps or found.config.train.steps,
+        "train_seconds": seconds,
+        "rows": [_row(row, [records[i] for records in measured]) for i, row in enumerate(found.rows)],
     }
 
 
-def _measure(row: Row, out: Path, root: Path | None) -> Record:
+def _config(found: Recipe, seed: int, steps: int | None, threads: int) -> RunConfig:
+    train = dataclasses.replace(found.config.train, seed=seed, steps=steps or found.config.train.steps)
+    return dataclasses.replace(
+        found.config, train=train, where=dataclasses.replace(found.config.where, threads=threads)
+    )
+
+
+def _row(row: Row, records: list[Record]) -> dict[str, Any]:
+    # The interval over episodes says how sure one training's number is; the one over seeds, how much trainings differ.
+    mean = sum(r.mean for r in records) / len(records)
+    between = over_seeds([r.mean for r in records]).ci95 if len(records) > 1 else None
+    slim = [{k: v for k, v in r.to_dict().items() if k not in ("per_episode", "calibration_bins")} for r in records]
+    return {
+        "name": row.name,
+        "published": row.published,
+        "least": row.least,
+        "source": row.source,
+        "passed": verdict(row, records[0].metric, mean),
+        "metric": records[0].metric,
+        "mean": mean,
+        "ci95_episodes": max(r.ci95 for r in records),
+        "ci95_seeds": between,
+        "normalisation": records[0].normalisation,
+        "transductive": records[0].transductive,
+        "records": slim,
+    }
+
+
+def _measure(row: Row, run: Path, root: Path | None, on_row: Callable[[Row, Record], None] | None) -> Record:
     test = dict(row.test)
     steps = test.pop("steps", None)
     options = {"n_inner_steps_eval": steps} if steps else None
-    return evaluate_run(out, options=options, root=root, **test)[3]
+    record = evaluate_run(run, options=options, root=root, **test)[3]
+    if on_row:
+        on_row(row, record)
+    return record
 
 
 def write_result(path: Path, result: dict[str, Any]) -> None:
@@ -255,5 +285,4 @@ def write_result(path: Path, result: dict[str, Any]) -> None:
     Raises:
         UserError: it cannot be written.
     """
-    slim = {**result, "rows": [{k: v for k, v in row.items() if k != "per_episode"} for row in result["rows"]]}
-    write_atomically(path, (json.dumps(slim, indent=2) + "\n").encode())
+    write_atomically(path, (json.dumps(result, indent=2) + "\n").encode())

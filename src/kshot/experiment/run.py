@@ -16,6 +16,7 @@ import torch
 from lightning_fabric import Fabric
 
 from kshot.core import Learner, UserError
+from kshot.data.download import OnProgress
 from kshot.data.loader import EpisodeLoader
 from kshot.data.source import TaskSource
 from kshot.engine.checkpoint import Checkpoints, load_tree
@@ -71,9 +72,10 @@ def launch(config: RunConfig) -> Fabric:
     """
     w = config.where
     fabric = make_fabric(w.device, w.devices, w.nodes, w.precision)
+    fabric.launch()
+    # Afterwards, since several processes are given shares of the cores when they are launched.
     if w.threads:
         torch.set_num_threads(w.threads)
-    fabric.launch()
     return fabric
 
 
