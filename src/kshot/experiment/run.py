@@ -88,6 +88,8 @@ def train_run(
     fabric: Fabric | None = None,
     on_event: OnEvent | None = None,
     on_progress: Callable[[int, int], None] | None = None,
+    on_download: OnProgress | None = None,
+    command: str = "",
 ) -> Outcome:
     """Train, validate, and test; everything is kept in a folder.
 
@@ -97,8 +99,11 @@ def train_run(
         resume: go on with the run that lies there.
         root: the data root.
         fabric: launched by ``launch``; made here if None.
-        on_event: told what happens, see ``kshot.engine.train.Trainer``.
+        on_event: told what happens: "open" before the data are opened, "built" with the resolved ``config`` and the
+            ``learner``, "test" before the test, and what ``kshot.engine.train.Trainer`` tells.
         on_progress: told (done, all) episodes of the test.
+        on_download: told of downloads, see ``kshot.data.catalog.open_source``.
+        command: that was typed, for the record.
 
     Returns:
         The outcome.
@@ -106,15 +111,17 @@ def train_run(
     Raises:
         UserError: the folder holds another run, or the settings do not fit each other or the data.
     """
-    fabric = fabric or launch(config)
-    source = open_split(config, "meta_train", root=root)
-    config = resolve(config, source.spec)
-    config = _claim(out, config, resume, writes=fabric.is_global_zero)
-    learner = build_learner(config, source.spec)
+    fabric, tell = fabric or launch(config), on_event or (lambda name, step, values: None)
     if config.where.precision == "64-true":
         raise UserError("precision 64-true is for tests of single methods; use 32-true or bf16-mixed for runs")
-    val = open_split(config, "meta_val", root=root).to(fabric.device)
-    test = open_split(config, "meta_test", root=root) if config.evaluation.eval_episodes else None
+    tell("open", 0, {"data": config.data})
+    opening: dict[str, Any] = {"root": root, "on_progress": on_download}
+    source = open_split(config, "meta_train", **opening)
+    config = resolve(config, source.spec)
+    # All that can be wrong with the settings is found before the folder is taken.
+    val = open_split(config, "meta_val", **opening).to(fabric.device)
+    test = open_split(config, "meta_test", **opening) if config.evaluation.eval_episodes else None
+    learner = build_learner(config, source.spec)
     loader = EpisodeLoader(
         source.to(fabric.device),
         config.task.n_tasks,
@@ -122,6 +129,8 @@ def train_run(
         rank=fabric.global_rank,
         world=fabric.world_size,
     )
+    config = _claim(out, config, resume, writes=fabric.is_global_zero)
+    tell("built", 0, {"config": config, "learner": learner})
     logs: list[Log] = [CsvLog(out / "metrics.csv")]
     if config.where.tensorboard:
         logs.append(TensorBoardLog(out / "tensorboard"))
@@ -139,8 +148,9 @@ def train_run(
     progress = trainer.fit(resume=started)
     if progress.stopped == "interrupted" or test is None or not fabric.is_global_zero:
         return Outcome(config, learner, progress, None, None)
+    tell("test", progress.step, {})
     load_weights(learner, out)
-    scores, record = score_run(learner, config, test, progress, on_progress)
+    scores, record = score_run(learner, config, test, progress, on_progress, command)
     record.write(out / "result.json")
     return Outcome(config, learner, progress, scores, record)
 
@@ -200,6 +210,25 @@ def load_weights(learner: Learner, run: Path) -> int:
     return int(tree["step"] if "step" in tree else tree["progress"]["step"])
 
 
+def run_config(run: Path) -> RunConfig:
+    """Read the settings of a run.
+
+    Args:
+        run: the run folder.
+
+    Returns:
+        The settings, resolved.
+
+    Raises:
+        UserError: the folder holds no run.
+    """
+    if not (run / "config.toml").exists():
+        raise UserError(
+            f"expected a run folder with a config.toml at {run}; train one by: kshot train protonet --out {run}"
+        )
+    return load_config(run / "config.toml")
+
+
 def load_run(run: Path, *, root: Path | None = None) -> tuple[RunConfig, Learner, int]:
     """Load a trained learner.
 
@@ -209,15 +238,8 @@ def load_run(run: Path, *, root: Path | None = None) -> tuple[RunConfig, Learner
 
     Returns:
         The settings, the learner in evaluation mode on the CPU, and the step of its weights.
-
-    Raises:
-        UserError: the folder holds no run.
     """
-    if not (run / "config.toml").exists():
-        raise UserError(
-            f"expected a run folder with a config.toml at {run}; train one by: kshot train protonet --out {run}"
-        )
-    config = load_config(run / "config.toml")
+    config = run_config(run)
     source = open_split(config, "meta_train", root=root)
     learner = build_learner(resolve(config, source.spec), source.spec)
     step = load_weights(learner, run)
@@ -240,6 +262,7 @@ def evaluate_run(
     data_options: dict[str, Any] | None = None,
     root: Path | None = None,
     on_progress: Callable[[int, int], None] | None = None,
+    on_download: OnProgress | None = None,
     **extra: Any,
 ) -> tuple[Learner, TaskSource, Scores, Record]:
     """Evaluate a trained run.
@@ -259,27 +282,27 @@ def evaluate_run(
         data_options: the data set's own options, in the place of the run's.
         root: the data root.
         on_progress: told (done, all) episodes.
+        on_download: told of downloads, see ``kshot.data.catalog.open_source``.
         **extra: more keys of the record.
 
     Returns:
         The learner, the source, the scores and the record.
     """
     where = resolve_device(device)
-    config = load_config(run / "config.toml") if (run / "config.toml").exists() else load_run(run)[0]
-    spec = open_split(config, "meta_train", root=root).spec
-    network = (
-        config.network if normalisation is None else dataclasses.replace(config.network, normalisation=normalisation)
-    )
+    opening: dict[str, Any] = {"root": root, "on_progress": on_download}
+    config = run_config(run)
+    spec = open_split(config, "meta_train", **opening).spec
+    network = config.network
+    if normalisation is not None:
+        network = dataclasses.replace(network, normalisation=normalisation)
     config = dataclasses.replace(config, network=network, options={**config.options, **(options or {})})
     learner = build_learner(resolve(config, spec), spec)
     step = load_weights(learner, run)
-    other = data is not None and data != config.data
-    config = dataclasses.replace(
-        config,
-        data=data or config.data,
-        data_options={**({} if other else config.data_options), **(data_options or {})},
-    )
-    source = open_split(config, split, root=root, n_way=n_way, n_shot=n_shot, n_query=n_query).to(where)
+    if data is not None and data != config.data:
+        config = dataclasses.replace(config, data=data, data_options={})
+    shape = {"n_way": n_way, "n_shot": n_shot, "n_query": n_query}
+    source = open_split(config, split, **opening, **shape, **(data_options or {})).to(where)
+    config = dataclasses.replace(config, data_options={**config.data_options, **(data_options or {})})
     learner = learner.to(where).eval()
     scores = evaluate(learner, source, n_episodes=n_episodes, seed=seed, on_progress=on_progress)
     record = record_of(
@@ -294,6 +317,7 @@ def score_run(
     source: TaskSource,
     progress: Progress,
     on_progress: Callable[[int, int], None] | None = None,
+    command: str = "",
 ) -> tuple[Scores, Record]:
     """Test a learner that was just trained.
 
@@ -303,6 +327,7 @@ def score_run(
         source: of the test.
         progress: of the outer loop.
         on_progress: told (done, all) episodes.
+        command: that was typed, for the record.
 
     Returns:
         The scores and the record.
@@ -311,6 +336,8 @@ def score_run(
     source.to(next(learner.parameters()).device)
     scores = evaluate(learner, source, n_episodes=e.eval_episodes, seed=e.eval_seed, on_progress=on_progress)
     extra = {"train_seconds": round(progress.seconds, 1), **_about(config, progress.step)}
+    if command:
+        extra["command"] = command
     return scores, record_of(scores, learner, source, algorithm=config.algorithm, split="meta_test", **extra)
 
 

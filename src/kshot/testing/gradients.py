@@ -12,7 +12,7 @@ from kshot.core import Episode, Learner
 from kshot.core.episode import unbind
 from kshot.engine.auto import candidates
 from kshot.engine.batch import Batching, OuterGradient, OuterStep, combine
-from kshot.testing.case import TOLERANCE, TOLERANCE_FLOAT32, Case, Skipped, seeded
+from kshot.testing.case import TOLERANCE, TOLERANCE_FLOAT32, Case, Skipped, difference, seeded
 from kshot.testing.synthetic import synthetic_episode, synthetic_episodes
 
 #: Step of the numerical derivative in float64, and how near to it the gradient must be.
@@ -22,33 +22,48 @@ EPS, ATOL, RTOL = 1e-6, 1e-6, 1e-4
 def reaches(case: Case) -> str:
     """Check that every parameter is connected to the outer loss.
 
-    A gradient that is zero by mathematics, such as that of a bias before a normalisation, is connected; it is told in
-    the note. A parameter that only passes through ``detach`` is not.
+    A gradient that is zero by mathematics, such as that of a bias before a normalisation, counts as connected as long
+    as moving the parameter does not move the loss; the note names it. What only passes through ``detach`` does not.
 
     Returns:
         What was checked.
     """
     learner = case.learner(training=True)
+    episode = synthetic_episode(case.spec, seed=case.seed)
     params = {k: p for k, p in learner.named_parameters() if p.requires_grad}
     if not params:
         case.fail("at least one parameter to learn", "none", "register parameters, or do not train this learner")
-    with seeded(0):
-        loss = learner.outer_loss(synthetic_episode(case.spec, seed=case.seed))
-    if not loss.requires_grad:
+    loss, weights = loss_of_weights(learner, episode)
+    value = loss(*weights)
+    if not value.requires_grad:
         case.fail("a loss with a gradient", "a constant", "look for detach, no_grad, argmax or numpy on the way")
-    grads = dict(zip(params, torch.autograd.grad(loss, list(params.values()), allow_unused=True), strict=True))
-    missing = [k for k, g in grads.items() if g is None]
+    grads = torch.autograd.grad(value, weights, allow_unused=True)
+    missing = [k for k, g in zip(params, grads, strict=True) if g is None]
     if missing:
         case.fail(
             "a gradient for every parameter",
             f"none for {', '.join(missing)}",
             "use them in the loss without detach, drop them, or set requires_grad to False",
         )
-    largest = max(float(g.abs().max()) for g in grads.values() if g is not None)
-    zero = [k for k, g in grads.items() if g is not None and float(g.abs().max()) <= 1e-12 * largest]
-    if largest == 0 or not torch.isfinite(torch.tensor(largest)):
-        case.fail("a finite gradient that is not zero", f"{largest}", "look for a saturated or constant loss")
-    return f"{len(grads)} parameters" + (f"; zero by mathematics: {', '.join(zero)}" if zero else "")
+    sizes = [float(g.abs().max()) for g in grads if g is not None]
+    if not 0 < max(sizes) < float("inf"):
+        case.fail("a finite gradient that is not zero", f"{max(sizes)}", "look for a saturated or constant loss")
+    zero = [i for i, size in enumerate(sizes) if size <= 1e-12 * max(sizes)]
+    cut = [list(params)[i] for i in zero if _moves(loss, weights, i, value)]
+    if cut:
+        case.fail(
+            "a gradient wherever the loss depends on a parameter",
+            f"zero for {', '.join(cut)}, though moving it moves the loss",
+            "look for detach, rounding or argmax between it and the loss",
+        )
+    names = ", ".join(list(params)[i] for i in zero)
+    return f"{len(params)} parameters" + (f"; without effect by mathematics: {names}" if zero else "")
+
+
+def _moves(loss: Callable[..., Tensor], weights: list[Tensor], i: int, value: Tensor) -> bool:
+    # A small move, so that units which are off stay off.
+    moved = [w + 1e-3 if j == i else w for j, w in enumerate(weights)]
+    return difference(loss(*moved).detach(), value.detach()) > TOLERANCE
 
 
 def is_derivative(case: Case) -> str:

@@ -1,0 +1,66 @@
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from kshot.algorithms import MAML
+from kshot.bench import cases, peers, plain
+from kshot.bench.timing import Timing
+from kshot.core import UserError
+from kshot.engine.batch import Batching, OuterStep
+from kshot.nn.conv import Conv4
+
+
+def _pair(dtype):
+    torch.manual_seed(0)
+    net = plain.conv4(n_way=5).to(dtype)
+    learner = MAML(nn.Sequential(Conv4(normalisation="episode"), nn.Linear(64, 5)), n_inner_steps=2).to(dtype)
+    plain.copy_weights(net, learner)
+    return net, learner.train()
+
+
+def test_the_plain_loop_and_kshot_take_the_same_gradient():
+    net, learner = _pair(torch.float64)
+    episodes = cases._images(2)
+    episodes = type(episodes)(*(s._replace(x=s.x.double()) for s in episodes))
+    ours = OuterStep(learner, Batching("loop"))(episodes).grads
+    theirs = plain.maml_step(net, episodes, learner.inner_lr, 2)
+    for (name, a), b in zip(ours.items(), theirs.values(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-7, atol=1e-9, msg=name)
+
+
+@pytest.mark.parametrize("name", peers.MAML_PEERS)
+def test_peers_take_the_same_gradient(name):
+    if not peers.installed(name):
+        pytest.skip(f"{name} is not installed")
+    net, _ = _pair(torch.float64)
+    episodes = cases._images(2)
+    episodes = type(episodes)(*(s._replace(x=s.x.double()) for s in episodes))
+    theirs = peers.maml_step(name, copy.deepcopy(net), episodes, 0.4, 1)()
+    for key, b in plain.maml_step(net, episodes, 0.4, 1).items():
+        torch.testing.assert_close(theirs[key], b, rtol=1e-6, atol=1e-8, msg=key)
+
+
+def test_a_case_reports_contenders_ratio_and_share_of_the_peak():
+    result = cases.maml_step(rounds=1, n_inner_steps=1, n_tasks=2)
+    assert result.lines[0].name == "kshot"
+    assert result.lines[0].ratio is None
+    assert all(line.ratio is not None for line in result.lines[1:])
+    assert result.extra["share_of_peak"] > 0
+    assert result.extra["operations"] > 1e9
+    gap = float(result.agreement.split("kshot ")[1].split(",")[0])
+    assert gap < 1e-3
+
+
+def test_a_ratio_that_was_asked_for_is_judged():
+    lines = cases._lines({"kshot": Timing((1.0,)), "peer": Timing((3.0,))}, "kshot", 1, {})
+    asked = cases.Result("c", "w", lines, "", least=2.0, against="peer")
+    assert asked.passed is True
+    assert cases.Result("c", "w", lines, "", least=4.0, against="peer").passed is False
+    assert cases.Result("c", "w", lines, "", least=4.0, against="absent").passed is None
+
+
+def test_unknown_case():
+    with pytest.raises(UserError, match="did you mean 'imports'"):
+        cases.run_case("import", 1)
