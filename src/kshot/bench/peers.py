@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from kshot.core import Episode, UserError
 from kshot.core.episode import unbind
 
-MAML_PEERS = ("higher", "torchopt", "learn2learn")
+MAML_PEERS = ("higher", "torchopt", "learn2learn", "metalearn")
 
 
 def installed(name: str) -> bool:
@@ -129,6 +129,8 @@ def maml_step(name: str, model: nn.Module, episodes: Episode, inner_lr: float, n
     Returns:
         A function that takes the outer gradient and returns name -> gradient.
     """
+    if name == "metalearn":
+        return _parallel_metalearn(model, episodes, inner_lr, n_inner_steps)
     task = {"higher": _higher, "torchopt": _torchopt, "learn2learn": _learn2learn}[name](model, inner_lr, n_inner_steps)
     n = episodes.support.y.shape[0]
 
@@ -183,6 +185,36 @@ def _learn2learn(model: nn.Module, lr: float, steps: int) -> Callable[[Episode, 
         (F.cross_entropy(fast(episode.query.x), episode.query.y) * share).backward()
 
     return task
+
+
+def _parallel_metalearn(model: nn.Module, episodes: Episode, lr: float, steps: int) -> Callable[[], dict[str, Tensor]]:
+    # The package parallel-metalearn, whose module is called metalearn; it takes the whole batch of tasks.
+    algorithms, loss, wrappers, inner = (
+        importlib.import_module(f"metalearn.{name}")
+        for name in ("algorithms.MAML", "loss.CEloss", "model_wrappers.MAMLWrapper", "inner_optimizers.optimizers")
+    )
+
+    class Wrapped(wrappers.MAML_Model):
+        def forward(self, x: Tensor, **kwargs: Any) -> dict[str, Any]:
+            return {"logits": self.backbone(x), "buffers": {}}
+
+    net = Wrapped(model, nn.Identity())
+    # A rate of zero keeps the weights where they are, so that every round computes the same gradient.
+    maml = algorithms.MAML(
+        model=net,
+        optimizer=torch.optim.SGD(net.parameters(), lr=0.0),
+        inner_optimizer=inner.InnerSGD(net.get_fast_weights(), inner_lr=lr, learn_lr=False),
+        support_loss_fn=loss.CrossEntropy(metric_fn=lambda logits, y, mask: (logits.argmax(-1) == y).float().mean()),
+        inner_steps=steps,
+        device=torch.device("cpu"),
+    )
+    batch = (episodes.support.x, {"labels": episodes.support.y}, episodes.query.x, {"labels": episodes.query.y})
+
+    def step() -> dict[str, Tensor]:
+        maml.step(iter([batch]))
+        return {k: p.grad for k, p in model.named_parameters() if p.grad is not None}
+
+    return step
 
 
 def several(step: Callable[[], object], times: int) -> Callable[[], None]:

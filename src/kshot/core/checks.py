@@ -21,7 +21,7 @@ def check_finite(t: Tensor, what: str) -> None:
     Raises:
         UserError: an entry is not finite.
     """
-    if t.is_floating_point() and not bool(torch.isfinite(t).all()):
+    if (t.is_floating_point() or t.is_complex()) and not bool(torch.isfinite(t).all()):
         bad = int((~torch.isfinite(t)).sum())
         raise UserError(f"expected finite numbers in {what}, got {bad} NaN or infinite entries; clean the data first")
 
@@ -37,9 +37,13 @@ def check_split(split: Split, spec: Spec, what: str) -> None:
     Raises:
         UserError: shapes, dtypes, labels or values do not fit.
     """
-    for x in leaves(split.x):
-        if x.shape[0] != split.y.shape[0]:
-            raise UserError(f"{what} has {x.shape[0]} inputs but {split.y.shape[0]} targets; give one target an input")
+    inputs = leaves(split.x)
+    if not inputs:
+        raise UserError(
+            f"expected a tensor, or dicts of tensors, in {what}.x, got {type(split.x).__name__}; convert it"
+        )
+    for x in inputs:
+        _check_axis(x, split.y, what)
         check_finite(x, f"{what}.x")
     if isinstance(split.x, Tensor) and tuple(split.x.shape[1:]) != tuple(spec.input_shape):
         raise UserError(
@@ -47,24 +51,47 @@ def check_split(split: Split, spec: Spec, what: str) -> None:
             "resize the data or build the learner for this shape"
         )
     if spec.kind == "regression":
-        check_finite(split.y, f"{what}.y")
-        if not split.y.is_floating_point() or tuple(split.y.shape[1:]) != (spec.n_outputs,):
-            raise UserError(
-                f"{what}.y: expected floats of shape (., {spec.n_outputs}), "
-                f"got {split.y.dtype} of shape {tuple(split.y.shape)}"
-            )
-        return
-    if split.y.dtype != torch.int64 or split.y.ndim != 1:
-        raise UserError(f"{what}.y: expected int64 class indices (S,), got {split.y.dtype} {tuple(split.y.shape)}")
-    if split.y.numel() and (int(split.y.min()) < 0 or int(split.y.max()) >= spec.n_outputs):
+        _check_targets(split.y, spec.n_outputs, what)
+    else:
+        _check_labels(split, spec.n_outputs, what)
+
+
+def _check_axis(x: Tensor, y: Tensor, what: str) -> None:
+    if x.ndim == 0 or y.ndim == 0:
+        raise UserError(f"{what}: expected a first axis that counts examples, got a single number; pass lists of them")
+    if x.shape[0] != y.shape[0]:
+        raise UserError(f"{what} has {x.shape[0]} inputs but {y.shape[0]} targets; give one target for each input")
+    if not x.shape[0]:
+        raise UserError(f"expected at least one example in {what}, got none; add some")
+
+
+def _check_targets(y: Tensor, n_outputs: int, what: str) -> None:
+    if not y.is_floating_point() or tuple(y.shape[1:]) != (n_outputs,):
         raise UserError(
-            f"{what}.y: expected labels 0..{spec.n_outputs - 1} for {spec.n_outputs} classes, got "
-            f"{int(split.y.min())}..{int(split.y.max())}; relabel the classes or raise n_way"
+            f"{what}.y: expected floats of shape (., {n_outputs}), got {y.dtype} of shape {tuple(y.shape)}; "
+            "convert or reshape the targets"
+        )
+    check_finite(y, f"{what}.y")
+
+
+def _check_labels(split: Split, n_way: int, what: str) -> None:
+    y = split.y
+    if y.dtype != torch.int64 or y.ndim != 1:
+        raise UserError(
+            f"{what}.y: expected int64 class indices (S,), got {y.dtype} of shape {tuple(y.shape)}; "
+            "number the classes from 0"
+        )
+    if split.n_way is not None and split.n_way != n_way:
+        raise UserError(f"expected n_way={n_way} in {what}, got n_way={split.n_way}; pass the number of classes once")
+    if int(y.min()) < 0 or int(y.max()) >= n_way:
+        raise UserError(
+            f"{what}.y: expected labels 0..{n_way - 1} for {n_way} classes, got "
+            f"{int(y.min())}..{int(y.max())}; relabel the classes or raise n_way"
         )
 
 
 def check_episode(episode: Episode, spec: Spec) -> None:
-    """Check one episode: both splits, and that every class of the query has support.
+    """Check one episode: both splits, and that every class has support.
 
     Args:
         episode: one episode, without a task axis.
@@ -79,6 +106,8 @@ def check_episode(episode: Episode, spec: Spec) -> None:
         return
     known = set(episode.support.y.tolist())
     if len(known) < spec.n_outputs:
+        absent = sorted(set(range(spec.n_outputs)) - known)
         raise UserError(
-            f"support has {len(known)} classes but n_way={spec.n_outputs}; pass n_way={len(known)} or add a class"
+            f"support has {len(known)} classes but n_way={spec.n_outputs}: class {absent[0]} has no example; "
+            f"pass n_way={len(known)} or add a class"
         )

@@ -161,6 +161,8 @@ def _claim(out: Path, config: RunConfig, resume: bool, writes: bool) -> RunConfi
     if not path.exists():
         if resume:
             raise UserError(f"nothing to resume in {out}: expected a config.toml there; start without --resume")
+        if Checkpoints(out / "checkpoints").steps() or (out / "metrics.csv").exists():
+            raise UserError(f"{out} holds parts of a run without its config.toml; choose another --out, or empty it")
         if writes:
             save_config(path, config)
         return config
