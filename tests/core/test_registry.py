@@ -57,7 +57,7 @@ def test_unknown_names_are_answered_with_the_nearest() -> None:
     register("protonet", family="metric", paper="")(First)
     with pytest.raises(UserError, match=r"unknown algorithm 'protonte'; did you mean 'protonet'\? Known: protonet"):
         method("protonte")
-    assert unknown("thing", "zzz", ["a", "b"]) == "unknown thing 'zzz' Known: a, b"
+    assert unknown("thing", "zzz", ["a", "b"]) == "unknown thing 'zzz'. Known: a, b"
 
 
 def test_the_base_class_is_abstract_and_has_no_native_batching() -> None:

@@ -98,5 +98,5 @@ def unknown(what: str, name: str, known: list[str]) -> str:
         The message.
     """
     near = difflib.get_close_matches(name, known, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
+    hint = f"; did you mean {near[0]!r}?" if near else "."
     return f"unknown {what} {name!r}{hint} Known: {', '.join(known)}"
