@@ -47,6 +47,8 @@ _HOME = {
 _HOME_OF = {name: home for home, names in _HOME.items() for name in names}
 
 __all__ = [
+    "MAML",
+    "MLP",
     "Conv4",
     "DivergedError",
     "Episode",
@@ -54,8 +56,6 @@ __all__ = [
     "ImageSet",
     "ImageTasks",
     "Learner",
-    "MAML",
-    "MLP",
     "ProtoNet",
     "RunConfig",
     "Scores",

@@ -13,7 +13,6 @@ import difflib
 import inspect
 import io
 import re
-import sys
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
@@ -118,7 +117,7 @@ def options_class(
         hint = f"(default: {_shown(value)}{f', {source}' if source else ''})"
         marked = Annotated[kind, tyro.conf.arg(help=helps.get(name, ""), help_behavior_hint=hint)]
         made.append((name, marked, dataclasses.field(default=_blank(kind) if value is None else value)))
-    cls = dataclasses.make_dataclass("Options", made)
+    cls = dataclasses.make_dataclass("Options", made, frozen=True)
     cls.__doc__ = title
     return cls
 
@@ -224,12 +223,3 @@ def _unknown(arg: str, shape: type, owners: Mapping[str, str]) -> str:
     near = difflib.get_close_matches(flag, known, n=1)
     hint = f" It is an option of {owner}." if owner else f" Did you mean {near[0]}?" if near else ""
     return f"unknown option {flag}.{hint}"
-
-
-def print_error(text: str) -> None:
-    """Write a line to standard error.
-
-    Args:
-        text: the line.
-    """
-    print(text, file=sys.stderr)

@@ -13,7 +13,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, Task, TaskID, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from kshot.cli.words import duration, score
+from kshot.cli.words import score
+from kshot.evaluation.report.wording import duration
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -135,12 +136,11 @@ class RunView:
         display: where.
         title: name of the run.
         steps: outer steps planned.
-        regression: True where validation scores are errors with their sign turned.
     """
 
-    def __init__(self, display: Display, title: str, steps: int, regression: bool = False) -> None:
+    def __init__(self, display: Display, title: str, steps: int) -> None:
         self.display, self.title, self.steps = display, title, steps
-        self.metric = "mse" if regression else "accuracy"
+        self._regression = False
         self._bar: TaskID | None = None
         self._loss, self._weight = 0.0, 0.0
         self._best = ""
@@ -160,13 +160,15 @@ class RunView:
         if name == "open":
             self._wait(f"{self.title}: opening {values['data']}")
         elif name == "built":
+            self._regression = values["learner"].spec.kind == "regression"
             self._wait(f"{self.title}: measuring how to batch tasks")
         elif name == "start":
             self._start(step)
         elif name == "step":
             self._step(step, values)
         elif name == "validate":
-            self._best = f"val {score(self._plain(values['val']), self.metric)}"
+            # Errors come with their sign turned, so that higher is better.
+            self._best = f"val {score(*((-values['val'], 'mse') if self._regression else (values['val'], 'accuracy')))}"
         elif name == "warning":
             self.display.say(f"warning: {values['message']}")
         elif name == "test":
@@ -206,9 +208,6 @@ class RunView:
     def close(self) -> None:
         """Take the bar away."""
         self._close()
-
-    def _plain(self, value: float) -> float:
-        return -value if self.metric == "mse" else value
 
     def _wait(self, title: str) -> None:
         self._close()

@@ -23,7 +23,7 @@ def listening() -> Iterator[Callable[[], list[int]]]:
         A function that returns the numbers of the signals so far.
     """
     if threading.current_thread() is not threading.main_thread():
-        yield lambda: []
+        yield list
         return
     held: list[int] = []
     mine, pythons = socket.socketpair()

@@ -9,24 +9,10 @@ from typing import Any
 
 from kshot.core import Learner
 from kshot.evaluation.record import Record
-from kshot.evaluation.report.wording import duration, is_share, metric_name, number
-from kshot.evaluation.report.wording import task as task_of
+from kshot.evaluation.report.wording import is_share, number
 from kshot.evaluation.statistics import Estimate
 from kshot.experiment.config import RunConfig
 from kshot.nn.norm import normalisation_of
-
-__all__ = [
-    "command_line",
-    "duration",
-    "estimate",
-    "inference",
-    "metric_name",
-    "option_list",
-    "resume_command",
-    "score",
-    "task_line",
-    "task_of",
-]
 
 
 def score(value: float, metric: str) -> str:
