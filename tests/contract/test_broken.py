@@ -21,6 +21,8 @@ class Means(NamedTuple):
 class Centroids(Learner):
     """Class means behind a linear layer: the sound learner that the broken ones derive from."""
 
+    default_normalisation = "layer"
+
     def __init__(self, backbone: nn.Module, *, scale: float = 1.0) -> None:
         super().__init__()
         self.backbone = backbone
@@ -61,7 +63,7 @@ class UnknownKind(Centroids):
     kinds = ("classification", "magic")
 
 
-@broken("declares", "default_normalisation")
+@broken("declares", "normalisation must be one of")
 class UnknownNormalisation(Centroids):
     default_normalisation = "batch"
 
@@ -93,7 +95,7 @@ class FixedDtype(Centroids):
 class DeviationOfOneShot(Centroids):
     def means(self, z: Tensor, support: Split) -> Tensor:
         each = [z[support.y == c] for c in range(support.ways())]
-        return torch.stack([e.mean(0) + 0.1 * (e.var(0, correction=1) if len(e) == 1 else 0) for e in each])
+        return torch.stack([e.mean(0) + ((e - e.mean(0)) ** 2).sum(0) / (len(e) - 1) for e in each])
 
 
 @broken("shapes", "finite scalar")
@@ -167,7 +169,7 @@ class KeepsAGenerator(Centroids):
 class RemembersTheLoss(Centroids):
     def outer_loss(self, episode: Episode) -> Tensor:
         loss = super().outer_loss(episode)
-        self.last = float(loss) if self.training else 0.0
+        self.last = float(loss.detach()) if self.training else 0.0
         return loss
 
     def __init__(self, backbone: nn.Module) -> None:
@@ -374,16 +376,9 @@ class NativeTakesTheSum(Native):
 @broken("batching", "buffers by native")
 class NativeForgetsABuffer(Native):
     def outer_loss(self, episode: Episode) -> Tensor:
-        self.calls = self.calls + 1
+        if self.training:
+            self.calls = self.calls + 1
         return super().outer_loss(episode)
-
-    def __init__(self, backbone: nn.Module) -> None:
-        super().__init__(backbone)
-        self.eval_calls = 0
-
-    @property
-    def native(self) -> bool:
-        return self.training
 
 
 @pytest.mark.parametrize(("clause", "message", "cls"), BROKEN, ids=[cls.__name__ for *_, cls in BROKEN])

@@ -192,7 +192,7 @@ def parse(shape: type[T], args: Sequence[str], *, prog: str, about: str, owners:
                 description=about,
                 args=args,
                 return_unknown_args=True,
-                config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
+                config=(tyro.conf.OmitArgPrefixes,),
             )
     except SystemExit as stop:
         if stop.code:

@@ -24,6 +24,8 @@ COMMANDS = {
     "report": "picture one run or several in one HTML file",
     "list": "algorithms, data sets and recipes there are",
     "data": "what is on disk; fetch, verify",
+    "reproduce": "published results: run a recipe, compare with the paper",
+    "bench": "speed against the plain loop, peers and the limit",
 }
 
 _USAGE = """\
@@ -52,6 +54,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         The exit status.
+
+    Raises:
+        ValueError: one that is not the caller's mistake, as any other error that is a bug of ours.
     """
     if argv is None:
         sys.excepthook = _report_bug

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from tyro.conf import Positional, arg
+from tyro.conf import FlagCreatePairsOff, Positional, arg
 
 from kshot.cli.flags import first_positional, parse, peek
 from kshot.cli.live import Display, RunView
@@ -36,16 +36,21 @@ from kshot.experiment.reporting import write_run_report
 from kshot.experiment.run import MAY_CHANGE, Outcome, launch, train_run
 
 _ABOUT = """\
-Meta-train ALGORITHM on the data set NAME; everything is kept in a run folder: config.toml (repeats the run), metrics.csv,
-checkpoints/, result.json and report.html. Ctrl-C saves, and says how to go on.
+Meta-train ALGORITHM on the data set NAME, into a run folder: config.toml (it
+repeats the run), metrics.csv, checkpoints/, result.json and report.html.
+Ctrl-C saves, and says how to go on.
 
 examples:
   kshot train protonet --data omniglot --n-way 20 --steps 5000 --out runs/proto
-  kshot train maml --data sinusoid --n-shot 5 --n-query 5 --n-tasks 25 --steps 5000
+  kshot train maml --data sinusoid --n-shot 5 --n-tasks 25 --steps 5000
   kshot train --resume --out runs/proto
   kshot train --config runs/proto/config.toml --seed 1 --out runs/proto-1
 
 `kshot train ALGORITHM --data NAME --help` also shows the options of both."""
+
+
+# Names of the groups of options while it is unknown whose they are.
+_ALGORITHM, _DATA = "algorithm_options", "data_options"
 
 
 @dataclass(frozen=True)
@@ -109,20 +114,20 @@ def read(args: Sequence[str]) -> Request:
     algorithm = first_positional(args) or (base.algorithm if base else "")
     data = peek(args, "data") or (base.data if base else "")
     found = parse(shape(algorithm, data, args, base), args, prog="kshot train", about=_ABOUT, owners=owners())
-    if not found.algorithm:
+    if not algorithm:
         raise UserError(f"expected an algorithm first: kshot train ALGORITHM ..., one of {', '.join(methods())}")
-    if not found.data:
+    if not data:
         raise UserError(f"expected a data set: add --data NAME, one of {', '.join(datasets())}")
     config = RunConfig(
-        found.algorithm,
-        found.data,
+        algorithm,
+        data,
         found.task,
         found.evaluation,
         found.network,
         found.train,
         found.where,
-        options={**_kept(base, "algorithm", algorithm), **given(args, found.algorithm_options)},
-        data_options={**_kept(base, "data", data), **given(args, found.data_set_options)},
+        options={**_kept(base, "algorithm", algorithm), **given(args, getattr(found, algorithm))},
+        data_options={**_kept(base, "data", data), **given(args, getattr(found, data))},
     )
     out = Path(found.out) if found.out else None
     if found.resume and base is not None and out is not None:
@@ -166,7 +171,7 @@ def shape(algorithm: str, data: str, args: Sequence[str], base: RunConfig | None
         base: settings that stand in the place of the defaults.
 
     Returns:
-        A dataclass; the groups ``algorithm_options`` and ``data_set_options`` depend on the two names.
+        A dataclass; the options of the algorithm and of the data set are groups of these two names.
     """
     held = base or RunConfig("", "")
     ways = peek(args, "n-way") or peek(args, "n_way") or ""
@@ -177,28 +182,32 @@ def shape(algorithm: str, data: str, args: Sequence[str], base: RunConfig | None
     theirs = data_group(data, data_options) if data else empty
     groups: list[tuple[str, Any, Any]] = [
         ("task", TaskConfig, held.task),
-        ("algorithm_options", mine, mine()),
-        ("data_set_options", theirs, theirs()),
+        (algorithm or _ALGORITHM, mine, mine()),
+        (data or _DATA, theirs, theirs()),
         ("network", BackboneConfig, held.network),
         ("train", TrainConfig, held.train),
         ("evaluation", EvalConfig, held.evaluation),
         ("where", DeviceConfig, held.where),
     ]
     return dataclasses.make_dataclass(
-        "Train", [*_run_flags(algorithm, data), *((n, kind, dataclasses.field(default=d)) for n, kind, d in groups)]
+        "Train", [*_run_flags(), *((n, kind, dataclasses.field(default=d)) for n, kind, d in groups)]
     )
 
 
-def _run_flags(algorithm: str, data: str) -> list[tuple[str, Any, Any]]:
-    def text(name: str, metavar: str, meaning: str, hint: str, default: str = "") -> tuple[str, Any, Any]:
-        return name, Annotated[str, arg(metavar=metavar, help=meaning, help_behavior_hint=hint)], default
+def _run_flags() -> list[tuple[str, Any, Any]]:
+    def text(name: str, metavar: str, meaning: str, hint: str) -> tuple[str, Any, Any]:
+        return name, Annotated[str, arg(metavar=metavar, help=meaning, help_behavior_hint=hint)], ""
 
     named = arg(metavar="ALGORITHM", help="a name that `kshot list algorithms` shows", help_behavior_hint="")
     return [
-        ("algorithm", Annotated[Positional[str], named], algorithm),
-        text("data", "NAME", "data set, a name that `kshot list datasets` shows", "(default: as in --config)", data),
+        ("algorithm", Annotated[Positional[str], named], ""),
+        text("data", "NAME", "data set, a name that `kshot list datasets` shows", "(needed without --config)"),
         text("out", "DIR", "the run folder", "(default: a new one, runs/ALGORITHM-DATA-...)"),
-        ("resume", Annotated[bool, arg(help="go on with the run in --out, with its own settings")], False),
+        (
+            "resume",
+            Annotated[bool, FlagCreatePairsOff, arg(help="go on with the run in --out, with its own settings")],
+            False,
+        ),
         text("config", "FILE", "settings of a run (its config.toml); flags override them", "(default: none)"),
         text("data_root", "DIR", "where data sets lie", "(default: KSHOT_DATA, or the user's cache folder)"),
     ]
@@ -301,7 +310,7 @@ def _how_to_go_on(what: str, out: Path, request: Request) -> str:
 def _introduce(
     display: Display, config: RunConfig, learner: Learner, fabric: Any, out: Path, batching: str, step: int
 ) -> None:
-    regression = learner.spec.kind == "regression"  # pyright: ignore[reportAttributeAccessIssue]
+    regression = learner.spec is not None and learner.spec.kind == "regression"
     processes = f"{fabric.world_size} processes" if fabric.world_size > 1 else "1 process"
     lines = {
         "tasks": task_line(config, regression),

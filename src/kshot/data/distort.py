@@ -77,7 +77,7 @@ def shapes_of(images: Tensor, spread: Tensor, *, reach: int) -> Shapes:
 def drawings(shapes: Shapes, knobs: Tensor, which: Tensor, *, side: int) -> Tensor:
     """Draw shapes under random strokes and distortions.
 
-    Half of the drawings are made by a pen of even width; half are printed, in a weight of their own.
+    About half of the drawings are made by a pen of even width; the others are printed, in a weight of their own.
 
     Args:
         shapes: the shapes.

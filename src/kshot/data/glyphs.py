@@ -1,17 +1,18 @@
 """Glyphs: the data set that needs no download. Thousands of characters of many scripts, 24 drawings of each, 28 x 28.
 
-Characters come from the fonts that ship with matplotlib. Half of the drawings of each follow the strokes with a pen of
-even width, as a hand does, half are printed in up to three typefaces; all of them are turned, slanted, stretched and
+Characters come from the fonts that ship with matplotlib. About half of the drawings of each follow the strokes with a pen of
+even width, as a hand does, the others are printed in up to three typefaces; all of them are turned, slanted, stretched and
 bent at random. Scripts are split as wholes, so that those of meta_val and meta_test are unseen, and a shape that two
 scripts share is a class of one of them alone.
 
 The same fonts and libraries give the same bytes: every drawing takes its randomness from its own character's stream.
-Making all of it takes about ten seconds, once; later the cache has it.
+Making all of it takes about ten seconds of one processor, once; later the cache has it.
 """
 
 from __future__ import annotations
 
 import hashlib
+import unicodedata
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
@@ -144,7 +145,8 @@ def _fingerprint() -> str:
     """
     code = [module.__file__ for module in (distort, glyph_outlines, glyph_scripts, strokes)]
     files = [Path(file) for file in (__file__, *code) if file] + glyph_outlines.font_files()
-    digest = hashlib.sha256(repr([metadata.version(name) for name in ("torch", "pillow")]).encode())
+    versions = [unicodedata.unidata_version, *(metadata.version(name) for name in ("torch", "pillow"))]
+    digest = hashlib.sha256(repr(versions).encode())
     for file in files:
         digest.update(hashlib.sha256(file.read_bytes()).digest())
     return digest.hexdigest()

@@ -8,7 +8,7 @@ from torch import Tensor
 from kshot.core import Episode, Learner, Split, UserError, tree_map
 from kshot.core.learner import options_of
 from kshot.nn.norm import NORMALISATIONS
-from kshot.testing.case import Case, Skipped, difference, seeded
+from kshot.testing.case import TOLERANCE, Case, Skipped, difference, seeded
 from kshot.testing.synthetic import SPECS, synthetic_episode
 
 
@@ -242,7 +242,7 @@ def leaks(case: Case) -> str:
     case.same(after, together, "answers from one state", "let no query change the state", tolerance=0)
     gap = difference(torch.cat(alone), together)
     if learner.transductive:
-        seen = f"by up to {gap:.2g}" if gap > 0 else "not at all in this episode"
+        seen = f"by up to {gap:.2g}" if gap > TOLERANCE else "not at all in this episode"
         return f"declared transductive: answers depend on the other queries {seen}"
     case.same(
         torch.cat(alone),

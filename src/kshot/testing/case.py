@@ -40,6 +40,7 @@ class Case:
     """A learner under test.
 
     Attributes:
+        name: what it is called in messages.
         spec: the tasks it is tested on.
         new: makes one, with weights that depend on a seed (on a copy of one given instance: always the same weights).
         seed: of weights and episodes.
@@ -47,11 +48,12 @@ class Case:
         clause: the clause that is being checked.
     """
 
+    name: str
     spec: Spec
     new: Callable[[int], Learner]
     seed: int
     compiled: bool
-    clause: str
+    clause: str = ""
 
     def learner(self, dtype: torch.dtype = torch.float64, *, training: bool = False) -> Learner:
         """Make the learner under test.
@@ -76,7 +78,7 @@ class Case:
         Raises:
             ContractError: always.
         """
-        raise ContractError(self.clause, type(self.new(self.seed)).__name__, expected, got, advice)
+        raise ContractError(self.clause, self.name, expected, got, advice)
 
     def same(self, got: Tensor, expected: Tensor, what: str, advice: str, tolerance: float = TOLERANCE) -> None:
         """Demand that two tensors agree.

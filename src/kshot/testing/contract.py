@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 from kshot.core import Learner, Spec, UserError
@@ -92,18 +93,16 @@ def check_learner(
                 "declares", learner.__name__, "a subclass of kshot.core.Learner", "another class", "derive it from that"
             )
         specs = [spec] if spec else [SPECS[kind] for kind in learner.kinds if kind in SPECS]
-        return [
-            line
-            for one in specs
-            for line in _check(_builder(learner, one, normalisation), one, clauses, compiled, seed)
-        ]
-    if isinstance(learner, Learner):
+        cases = [Case(learner.__name__, one, _builder(learner, one, normalisation), seed, compiled) for one in specs]
+    elif isinstance(learner, Learner):
         spec = spec or getattr(learner, "spec", None)
         if not isinstance(spec, Spec):
             raise UserError("expected the tasks to test an instance on, got no spec; pass spec=Spec(...)")
-        return _check(lambda _: copy.deepcopy(learner), spec, clauses, compiled, seed)
-    spec = spec or SPECS["classification"]
-    return _check(_seeded(learner, spec), spec, clauses, compiled, seed)
+        cases = [Case(type(learner).__name__, spec, lambda _: copy.deepcopy(learner), seed, compiled)]
+    else:
+        spec = spec or SPECS["classification"]
+        cases = [Case(getattr(learner, "__name__", "the learner"), spec, _seeded(learner, spec), seed, compiled)]
+    return [line for case in cases for line in _check(case, clauses)]
 
 
 def _builder(cls: type[Learner], spec: Spec, normalisation: str | None) -> Callable[[int], Learner]:
@@ -116,24 +115,18 @@ def _seeded(make: Callable[[Spec], Learner], spec: Spec) -> Callable[[int], Lear
         with seeded(seed):
             made = make(spec)
         if not isinstance(made, Learner):
-            raise ContractError(
-                "declares", type(made).__name__, "a kshot.core.Learner", "another object", "derive its class from that"
-            )
+            raise TypeError(f"expected a kshot.core.Learner, got a {type(made).__name__}")
         return made
 
     return new
 
 
-def _check(
-    new: Callable[[int], Learner], spec: Spec, names: Sequence[str] | None, compiled: bool, seed: int
-) -> list[Checked]:
+def _check(case: Case, names: Sequence[str] | None) -> list[Checked]:
     known = CLAUSES | EXTRA
-    report = []
-    for name in CLAUSES if names is None else names:
+    for name in names or ():
         if name not in known:
             raise UserError(unknown("clause", name, list(known)))
-        report.append(_run(Case(spec, new, seed, compiled, name), known[name]))
-    return report
+    return [_run(replace(case, clause=name), known[name]) for name in (CLAUSES if names is None else names)]
 
 
 def _run(case: Case, clause: Clause) -> Checked:

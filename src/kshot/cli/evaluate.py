@@ -1,0 +1,168 @@
+"""``kshot evaluate``: test a trained run on new tasks."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from rich.console import Console
+from rich.table import Table
+from tyro.conf import Positional, arg
+
+from kshot.cli.flags import first_positional, parse, peek
+from kshot.cli.live import Display, RunView
+from kshot.cli.settings import algorithm_group, data_group, given, owners
+from kshot.cli.words import command_line, estimate, inference
+from kshot.core import UserError
+from kshot.evaluation.record import Record
+from kshot.evaluation.report.wording import duration, metric_name, task
+from kshot.experiment.config import RunConfig
+from kshot.experiment.run import evaluate_run, run_config
+from kshot.nn.norm import NORMALISATIONS
+
+_ABOUT = """\
+Test the run in folder RUN, as it was trained or on other tasks, ways, shots,
+data or statistics. Its weights are those of the best validation.
+
+examples:
+  kshot evaluate runs/proto
+  kshot evaluate runs/proto --n-way 20 --n-shot 5 --n-episodes 1000
+  kshot evaluate runs/maml --n-inner-steps-eval 10 --normalisation support
+  kshot evaluate runs/proto --data glyphs --json - | jq .mean
+
+`kshot evaluate RUN --help` also shows the options of its algorithm and data."""
+
+# Names of the groups of options while it is unknown whose they are.
+_ALGORITHM, _DATA = "algorithm_options", "data_options"
+
+
+def run(args: Sequence[str]) -> int:
+    """Evaluate.
+
+    Args:
+        args: the command line after ``kshot evaluate``.
+
+    Returns:
+        The exit status.
+
+    Raises:
+        UserError: no run is named, or the arguments make no sense.
+    """
+    folder = first_positional(args) or ""
+    config = run_config(Path(folder)) if folder else None
+    data = peek(args, "data") or (config.data if config else "")
+    found = parse(shape(config, data), args, prog="kshot evaluate", about=_ABOUT, owners=owners())
+    if config is None:
+        raise UserError("expected the folder of a run first: kshot evaluate RUN ...")
+    record = _evaluate(args, Path(folder), config, data, found)
+    if found.json == "-":
+        print(record.to_json(), end="")
+        return 0
+    _print(record)
+    if found.json:
+        record.write(found.json)
+        print(f"written to {found.json}")
+    return 0
+
+
+def shape(config: RunConfig | None, data: str) -> type:
+    """Make the class that holds every flag of an evaluation.
+
+    Args:
+        config: settings of the run, or None while it is unknown.
+        data: name of the data set, or "".
+
+    Returns:
+        A dataclass; the options of the algorithm and of the data set are groups of these two names.
+    """
+
+    def flag(name: str, kind: Any, default: Any, meaning: str, metavar: str | None, hint: str | None) -> Any:
+        return name, Annotated[kind, arg(metavar=metavar, help=meaning, help_behavior_hint=hint)], default
+
+    ours = "(default: as the run was tested)"
+    empty = dataclasses.make_dataclass("Options", [], frozen=True)
+    mine = algorithm_group(config.algorithm, data, config.task.n_way, config.options) if config else empty
+    theirs = data_group(data, config.data_options if config and config.data == data else {}) if data else empty
+    return dataclasses.make_dataclass(
+        "Evaluate",
+        [
+            ("run", Annotated[Positional[str], arg(metavar="RUN", help="the run folder", help_behavior_hint="")], ""),
+            flag("data", str, "", "data set", "NAME", "(default: as the run was trained)"),
+            ("split", Annotated[Literal["meta_train", "meta_val", "meta_test"], arg(help="part of it")], "meta_test"),
+            flag("n_way", int, 0, "classes of a task", None, ours),
+            flag("n_shot", int, 0, "support examples of each class, or points of a regression task", None, ours),
+            flag("n_query", int, 0, "query examples of each class, or points of a regression task", None, ours),
+            ("n_episodes", Annotated[int, arg(help="how many tasks")], 600),
+            ("seed", Annotated[int, arg(help="of the episodes; the same seed gives the same episodes")], 0),
+            flag(
+                "normalisation",
+                str,
+                "",
+                "take other statistics than in training: support is inductive where episode is transductive",
+                f"{{{','.join(NORMALISATIONS)}}}",
+                "(default: as in training)",
+            ),
+            ("device", Annotated[str, arg(help="auto, cpu, cuda, cuda:0, mps")], "auto"),
+            flag("json", str, "", "write the record there; - for standard output, and nothing else", "FILE", "(none)"),
+            flag(
+                "data_root", str, "", "where data sets lie", "DIR", "(default: KSHOT_DATA, or the user's cache folder)"
+            ),
+            (config.algorithm if config else _ALGORITHM, mine, dataclasses.field(default=mine())),
+            (data or _DATA, theirs, dataclasses.field(default=theirs())),
+        ],
+    )
+
+
+def _evaluate(args: Sequence[str], folder: Path, config: RunConfig, data: str, found: Any) -> Record:
+    with Display() as display:
+        view = RunView(display, f"{config.algorithm} on {data}", 0)
+        with display.waiting(f"opening {data}"):
+            pass
+        return evaluate_run(
+            folder,
+            data=data,
+            split=found.split,
+            n_way=_given(found.n_way, "n_way", args),
+            n_shot=_given(found.n_shot, "n_shot", args),
+            n_query=_given(found.n_query, "n_query", args),
+            n_episodes=found.n_episodes,
+            seed=found.seed,
+            device=found.device,
+            normalisation=found.normalisation or None,
+            options=given(args, getattr(found, config.algorithm)),
+            data_options=given(args, getattr(found, data)),
+            root=Path(found.data_root) if found.data_root else None,
+            on_progress=view.on_progress,
+            on_download=view.on_download,
+            command=command_line("evaluate", args),
+        )[3]
+
+
+def _given(value: int, name: str, args: Sequence[str]) -> int | None:
+    # 0 stands for "not given" in the flags, but is no number of anything.
+    typed = any(a.partition("=")[0].replace("_", "-") == f"--{name.replace('_', '-')}" for a in args)
+    if typed and value < 1:
+        raise UserError(f"expected {name} >= 1, got {value}")
+    return value or None
+
+
+def _print(record: Record) -> None:
+    table = Table(box=None, show_header=False, pad_edge=False)
+    extra = record.extra
+    rows = {
+        "tasks": f"{task(record)}, {record.n_query} queries, {record.data} {record.split}",
+        metric_name(record.metric): f"{estimate(record)}  (95% interval)",
+        "negative log-likelihood": f"{extra['nll']:.4f}" if "nll" in extra else "",
+        "calibration error": f"{100 * extra['ece']:.2f} %" if "ece" in extra else "",
+        "inference": f"{inference(record.transductive)}, normalisation {record.normalisation}",
+        "episodes": f"{record.n_episodes:,}, seed {record.seed}, {duration(record.seconds)}",
+        "weights": f"step {extra.get('steps_trained', '?')}, training seed {extra.get('train_seed', '?')}",
+    }
+    for name, text in rows.items():
+        if text:
+            table.add_row(name, text)
+    print(record.algorithm)
+    Console(highlight=False, width=None if sys.stdout.isatty() else 200).print(table)

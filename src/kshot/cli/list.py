@@ -1,0 +1,96 @@
+"""``kshot list``: the algorithms, data sets and recipes that there are."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated
+
+from rich.console import Console
+from rich.table import Table
+from tyro.conf import Positional, arg
+
+import kshot.algorithms  # noqa: F401  (registers the methods)
+from kshot.cli.flags import parse
+from kshot.core import UserError, methods
+from kshot.core.learner import options_of
+from kshot.core.registry import unknown
+from kshot.data.catalog import datasets
+from kshot.experiment.recipes import recipes
+
+_ABOUT = """\
+List what there is, with the names that other commands take.
+
+examples:
+  kshot list
+  kshot list algorithms"""
+
+
+@dataclass(frozen=True)
+class List:
+    """Settings of ``kshot list``.
+
+    Attributes:
+        what: algorithms, datasets or recipes.
+    """
+
+    what: Positional[Annotated[str, arg(metavar="WHAT", help_behavior_hint="(default: all of them)")]] = ""
+
+
+def run(args: Sequence[str]) -> int:
+    """Print the tables.
+
+    Args:
+        args: the command line after ``kshot list``.
+
+    Returns:
+        The exit status.
+
+    Raises:
+        UserError: there is no such list.
+    """
+    asked = parse(List, args, prog="kshot list", about=_ABOUT).what
+    if asked and asked not in TABLES:
+        raise UserError(unknown("list", asked, list(TABLES)))
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
+    for i, name in enumerate([asked] if asked else TABLES):
+        if i:
+            console.print()
+        console.print(TABLES[name]())
+    return 0
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for i, name in enumerate(columns):
+        table.add_column(name, no_wrap=i == 0)
+    return table
+
+
+def _flags(names: Sequence[str]) -> str:
+    return " ".join(f"--{name.replace('_', '-')}" for name in names)
+
+
+def _algorithms() -> Table:
+    table = _table("algorithm", "family", "tasks", "options", "paper")
+    for m in methods().values():
+        table.add_row(m.name, m.family, ", ".join(m.learner.kinds), _flags(list(options_of(m.learner))), m.paper)
+    return table
+
+
+def _datasets() -> Table:
+    table = _table("data set", "tasks", "what", "options", "licence")
+    for d in datasets().values():
+        table.add_row(d.name, d.kind, d.summary, _flags(list(d.options)), d.licence)
+    return table
+
+
+def _recipes() -> Table:
+    table = _table("recipe", "paper", "algorithm", "data", "rows")
+    for r in recipes().values():
+        table.add_row(r.name, r.paper, r.config.algorithm, r.config.data, "; ".join(row.name for row in r.rows))
+    return table
+
+
+TABLES = {"algorithms": _algorithms, "datasets": _datasets, "recipes": _recipes}

@@ -1,0 +1,98 @@
+"""``kshot report``: picture one run or several in one HTML file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from tyro.conf import Positional, arg
+
+from kshot.cli.flags import parse
+from kshot.cli.live import Display
+from kshot.core import UserError
+from kshot.experiment.reporting import N_EPISODES, Look, write_reports
+
+_ABOUT = """\
+Write a self-contained HTML report: results with intervals, paired differences
+where runs saw the same episodes, training curves, sampled episodes with
+answers, scores against shots and inner steps, embedding, confusions,
+calibration. RUN is a run folder, or the JSON of `kshot evaluate --json`.
+
+examples:
+  kshot report runs/proto
+  kshot report runs/proto runs/maml --out both.html"""
+
+
+@dataclass(frozen=True)
+class Report:
+    """Settings of ``kshot report``.
+
+    Attributes:
+        runs: run folders, or JSON records.
+        out: the HTML file.
+        n_episodes: episodes behind each point of a curve and for pictures; results themselves are not measured again.
+        device: auto, cpu, cuda, cuda:0, mps.
+        data_root: where data sets lie.
+    """
+
+    runs: Positional[Annotated[tuple[Path, ...], arg(metavar="RUN...", help_behavior_hint="")]] = ()
+    out: Annotated[str, arg(metavar="FILE", help_behavior_hint="(default: RUN/report.html, or report.html)")] = ""
+    n_episodes: int = N_EPISODES
+    device: str = "auto"
+    data_root: Annotated[
+        str, arg(metavar="DIR", help_behavior_hint="(default: KSHOT_DATA, or the user's cache folder)")
+    ] = ""
+
+
+def run(args: Sequence[str]) -> int:
+    """Write the report.
+
+    Args:
+        args: the command line after ``kshot report``.
+
+    Returns:
+        The exit status.
+
+    Raises:
+        UserError: no run is named, or one twice.
+    """
+    asked = parse(Report, args, prog="kshot report", about=_ABOUT)
+    if not asked.runs:
+        raise UserError("expected the folder of a run: kshot report RUN ...")
+    if len({path.resolve() for path in asked.runs}) < len(asked.runs):
+        raise UserError("expected each run once; name a run folder only once")
+    out = Path(asked.out) if asked.out else _default(asked.runs)
+    with Display() as display:
+        look = Look(asked.n_episodes, asked.device, Path(asked.data_root) if asked.data_root else None, Parts(display))
+        write_reports(asked.runs, out, look)
+    print(out)
+    return 0
+
+
+def _default(runs: Sequence[Path]) -> Path:
+    return runs[0] / "report.html" if len(runs) == 1 and runs[0].is_dir() else Path("report.html")
+
+
+class Parts:
+    """Shows how far the parts of a report are.
+
+    Args:
+        display: where.
+    """
+
+    def __init__(self, display: Display) -> None:
+        self._display = display
+        self._what, self._done, self._before = "", 0, 0
+        self._bar = display.bar("report", None)
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        """Move the bar.
+
+        Args:
+            what: the part.
+            done: episodes done.
+            total: all.
+        """
+        self._display.move(self._bar, done, total, f"{what} {done}/{total}")

@@ -1,0 +1,115 @@
+"""``kshot reproduce``: list the published rows, or run one recipe and say published, ours and the verdict."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from kshot.cli.flags import first_positional, parse
+from kshot.cli.live import Display, RunView
+from kshot.cli.words import estimate, score
+from kshot.evaluation.record import Record
+from kshot.experiment.recipes import Recipe, Row, recipe, recipes, reproduce, verdict, write_result
+
+
+@dataclass(frozen=True)
+class Reproduce:
+    """Settings of ``kshot reproduce``.
+
+    Attributes:
+        seeds: of the trainings; each is a training of its own.
+        steps: another number of outer steps than the recipe's; 0 to keep it.
+        out: folder of the runs; a run that is there is gone on with, or taken as it is if it has ended.
+        record: folder that the result is written to, as NAME.json; none if empty.
+        threads: threads on a CPU; 0 for PyTorch's choice.
+        data_root: where data sets are; KSHOT_DATA or the user's cache folder if empty.
+    """
+
+    seeds: tuple[int, ...] = (0,)
+    steps: int = 0
+    out: str = ""
+    record: str = ""
+    threads: int = 0
+    data_root: str = ""
+
+
+def run(args: Sequence[str]) -> int:
+    """Run the command.
+
+    Args:
+        args: after its name.
+
+    Returns:
+        The exit status: 0 also where a number is below the least, since that is a finding and no failure.
+    """
+    name = first_positional(args)
+    about = "List the published rows there are recipes for, or run one: kshot reproduce [RECIPE] [options]"
+    asked = parse(Reproduce, args[1:] if name else args, prog="kshot reproduce", about=about)
+    if name is None:
+        _print_all()
+        return 0
+    found = recipe(name)
+    out = Path(asked.out or f"runs/reproduce/{name}")
+    steps = asked.steps or found.config.train.steps
+    measured: dict[str, list[Record]] = {}
+    with Display() as display:
+        display.say(f"{found.name}: {found.paper}\n{found.protocol}")
+        view = RunView(display, found.name, steps)
+        result = reproduce(
+            found,
+            out,
+            seeds=asked.seeds,
+            steps=asked.steps or None,
+            threads=asked.threads,
+            root=Path(asked.data_root) if asked.data_root else None,
+            on_event=view.on_event,
+            on_row=lambda row, record: measured.setdefault(row.name, []).append(record),
+        )
+        view.close()
+    _print_result(found, measured)
+    if asked.record:
+        path = Path(asked.record) / f"{name}.json"
+        write_result(path, result)
+        print(f"written to {path}")
+    print(f"runs are in {out}; the same command finds them trained")
+    return 0
+
+
+def _print_all() -> None:
+    table = Table("recipe", "row", "published", "least we ask", box=None, pad_edge=False)
+    for found in recipes().values():
+        for i, row in enumerate(found.rows):
+            table.add_row(
+                found.name if i == 0 else "", row.name, _asked(found, row.published), _asked(found, row.least)
+            )
+    _console().print(table)
+    print("\nkshot reproduce RECIPE runs one; published numbers, protocols and sources are in its record")
+
+
+def _asked(found: Recipe, value: float | None) -> str:
+    metric = "mse" if found.config.data == "sinusoid" else "accuracy"
+    return "" if value is None else score(value, metric)
+
+
+def _print_result(found: Recipe, measured: dict[str, list[Record]]) -> None:
+    table = Table("row", "published", "ours", "verdict", "inference", box=None, pad_edge=False)
+    for row in found.rows:
+        for record in measured[row.name]:
+            told = "transductive" if record.transductive else "inductive"
+            table.add_row(row.name, _asked(found, row.published), estimate(record), _judged(row, record), told)
+    _console().print(table)
+
+
+def _judged(row: Row, record: Record) -> str:
+    judged = verdict(row, record.metric, record.mean)
+    return {True: "reached", False: "below the least", None: ""}[judged]
+
+
+def _console() -> Console:
+    # Where there is no terminal, a table may be as wide as it is.
+    return Console(highlight=False, width=None if sys.stdout.isatty() else 200)
