@@ -115,7 +115,7 @@ _RECIPES = (
                 {"n_query": 1, "n_episodes": 1000, "normalisation": "support"},
             ),
         ),
-        protocol="Second order, 1 inner step of 0.4 in training and 3 in the test, 32 tasks, one query a class, strided "
+        protocol="Second order, 1 inner step of 0.4 in training and 3 in the test, 32 tasks, 1 query a class, strided "
         "convolutions, as in the authors' code; 5,000 outer steps where that has 60,000. Transductive: queries are "
         "normalised by their own batch. The inductive row is the same weights under the statistics of the support.",
     ),
