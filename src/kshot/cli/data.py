@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from rich.console import Console
-from rich.table import Table
 from tyro.conf import Positional, arg
 
 from kshot.cli.flags import parse
 from kshot.cli.live import Display, RunView
+from kshot.cli.tables import show, table
 from kshot.core import UserError
 from kshot.core.registry import unknown
 from kshot.data.cache import cache_dir
@@ -81,17 +79,15 @@ def run(args: Sequence[str]) -> int:
 
 
 def _show(root: Path | None) -> None:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("data set", "file", "size", "state"):
-        table.add_column(name, no_wrap=True)
+    made = table("data set", "file", "size", "state", unbroken=("data set", "file", "size"))
     for name, archives in status(root).items():
         if not archives:
-            table.add_row(name, "", "", "made here: needs no file")
+            made.add_row(name, "", "", "made here: needs no file")
         for i, one in enumerate(archives):
             size = "" if one.n_bytes is None else f"{one.n_bytes / 1e6:.1f} MB"
-            table.add_row(name if i == 0 else "", one.archive.path, size, _state(one))
+            made.add_row(name if i == 0 else "", one.archive.path, size, _state(one))
     print(f"data root  {data_root(root)}\ncache      {cache_dir()}\n")
-    Console(highlight=False, width=None if sys.stdout.isatty() else 160).print(table)
+    show(made)
 
 
 def _state(one: ArchiveStatus) -> str:

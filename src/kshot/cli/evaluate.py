@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from rich.console import Console
-from rich.table import Table
 from tyro.conf import Positional, arg
 
 from kshot.cli.flags import first_positional, parse, peek
 from kshot.cli.live import Display, RunView
 from kshot.cli.settings import algorithm_group, data_group, given, owners
+from kshot.cli.tables import show, table
 from kshot.cli.words import command_line, estimate, inference
 from kshot.core import UserError
 from kshot.evaluation.record import Record
@@ -119,8 +117,7 @@ def shape(config: RunConfig | None, data: str) -> type:
 def _evaluate(args: Sequence[str], folder: Path, config: RunConfig, data: str, found: Any) -> Record:
     with Display() as display:
         view = RunView(display, f"{config.algorithm} on {data}", 0)
-        with display.waiting(f"opening {data}"):
-            pass
+        view.wait(f"opening {data}")
         return evaluate_run(
             folder,
             data=data,
@@ -150,7 +147,7 @@ def _given(value: int, name: str, args: Sequence[str]) -> int | None:
 
 
 def _print(record: Record) -> None:
-    table = Table(box=None, show_header=False, pad_edge=False)
+    made = table()
     extra = record.extra
     rows = {
         "tasks": f"{task(record)}, {record.n_query} queries, {record.data} {record.split}",
@@ -163,6 +160,6 @@ def _print(record: Record) -> None:
     }
     for name, text in rows.items():
         if text:
-            table.add_row(name, text)
+            made.add_row(name, text)
     print(record.algorithm)
-    Console(highlight=False, width=None if sys.stdout.isatty() else 200).print(table)
+    show(made)

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
-from rich.console import Console
 from rich.table import Table
 from tyro.conf import Positional, arg
 
 import kshot.algorithms  # noqa: F401  (registers the methods)
 from kshot.cli.flags import parse
+from kshot.cli.tables import show, table
 from kshot.core import UserError, methods
 from kshot.core.learner import options_of
 from kshot.core.registry import unknown
@@ -53,19 +52,11 @@ def run(args: Sequence[str]) -> int:
     asked = parse(List, args, prog="kshot list", about=_ABOUT).what
     if asked and asked not in TABLES:
         raise UserError(unknown("list", asked, list(TABLES)))
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
     for i, name in enumerate([asked] if asked else TABLES):
         if i:
-            console.print()
-        console.print(TABLES[name]())
+            print()
+        show(TABLES[name]())
     return 0
-
-
-def _table(*columns: str) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for i, name in enumerate(columns):
-        table.add_column(name, no_wrap=i == 0)
-    return table
 
 
 def _flags(names: Sequence[str]) -> str:
@@ -73,24 +64,24 @@ def _flags(names: Sequence[str]) -> str:
 
 
 def _algorithms() -> Table:
-    table = _table("algorithm", "family", "tasks", "options", "paper")
+    made = table("algorithm", "family", "tasks", "options", "paper", unbroken=("algorithm", "family"))
     for m in methods().values():
-        table.add_row(m.name, m.family, ", ".join(m.learner.kinds), _flags(list(options_of(m.learner))), m.paper)
-    return table
+        made.add_row(m.name, m.family, ", ".join(m.learner.kinds), _flags(list(options_of(m.learner))), m.paper)
+    return made
 
 
 def _datasets() -> Table:
-    table = _table("data set", "tasks", "what", "options", "licence")
+    made = table("data set", "tasks", "what", "options", "licence", unbroken=("data set", "tasks"))
     for d in datasets().values():
-        table.add_row(d.name, d.kind, d.summary, _flags(list(d.options)), d.licence)
-    return table
+        made.add_row(d.name, d.kind, d.summary, _flags(list(d.options)), d.licence)
+    return made
 
 
 def _recipes() -> Table:
-    table = _table("recipe", "paper", "algorithm", "data", "rows")
+    made = table("recipe", "paper", "algorithm", "data", "rows", unbroken=("recipe",))
     for r in recipes().values():
-        table.add_row(r.name, r.paper, r.config.algorithm, r.config.data, "; ".join(row.name for row in r.rows))
-    return table
+        made.add_row(r.name, r.paper, r.config.algorithm, r.config.data, "; ".join(row.name for row in r.rows))
+    return made
 
 
 TABLES = {"algorithms": _algorithms, "datasets": _datasets, "recipes": _recipes}

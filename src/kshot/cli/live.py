@@ -19,8 +19,8 @@ from kshot.evaluation.report.wording import duration
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-#: Seconds between two looks at a bar, and between two lines where there is no terminal.
-_LOOK, _LINE = 0.1, 60.0
+#: Seconds between two looks at a bar; and, where there is no terminal, between two lines at most and at least.
+_LOOK, _LINE, _PAUSE = 0.1, 60.0, 5.0
 _SMOOTH = 0.95
 
 
@@ -158,10 +158,10 @@ class RunView:
             values: of the event.
         """
         if name == "open":
-            self._wait(f"{self.title}: opening {values['data']}")
+            self.wait(f"{self.title}: opening {values['data']}")
         elif name == "built":
             self._regression = values["learner"].spec.kind == "regression"
-            self._wait(f"{self.title}: measuring how to batch tasks")
+            self.wait(f"{self.title}: measuring how to batch tasks")
         elif name == "start":
             self._start(step)
         elif name == "step":
@@ -205,13 +205,18 @@ class RunView:
         if total is not None and done >= total:
             self.display.drop(self._files.pop(name))
 
+    def wait(self, title: str) -> None:
+        """Show a bar that only tells that something goes on, in the place of the one before.
+
+        Args:
+            title: what goes on.
+        """
+        self._close()
+        self._bar = self.display.bar(title, None)
+
     def close(self) -> None:
         """Take the bar away."""
         self._close()
-
-    def _wait(self, title: str) -> None:
-        self._close()
-        self._bar = self.display.bar(title, None)
 
     def _close(self) -> None:
         if self._bar is not None:
@@ -231,7 +236,8 @@ class RunView:
             self._looked = now
             self.display.move(self._bar, step, self.steps, f"{step:,}/{self.steps:,}  {self._numbers()}")
         tenth = 10 * step // self.steps
-        if not self.display.is_live and (tenth > self._tenth or now - self._lined > _LINE):
+        due = now - self._lined > (_PAUSE if tenth > self._tenth else _LINE) or step >= self.steps
+        if not self.display.is_live and due:
             self._tenth, self._lined = tenth, now
             self.display.say(f"{self.title}: step {step}/{self.steps}, {self._numbers()}, {self._speed(step, now)}")
 

@@ -343,7 +343,8 @@ def _conclude(outcome: Outcome, out: Path, request: Request) -> None:
         _report(out, request, display)
     root = ["--data-root", str(request.root)] if request.root else []
     print("next:")
-    print(f"  {command_line('evaluate', [str(out), '--n-shot', '5', *root])}")
+    shots = 5 if outcome.config.task.n_shot == 1 else 1
+    print(f"  {command_line('evaluate', [str(out), '--n-shot', str(shots), *root])}")
     print(f"  {command_line('train', ['--config', str(out / 'config.toml'), '--seed', '1', *root])}")
 
 

@@ -1,9 +1,9 @@
 """Glyphs: the data set that needs no download. Thousands of characters of many scripts, 24 drawings of each, 28 x 28.
 
-Characters come from the fonts that ship with matplotlib. About half of the drawings of each follow the strokes with a pen of
-even width, as a hand does, the others are printed in up to three typefaces; all of them are turned, slanted, stretched and
-bent at random. Scripts are split as wholes, so that those of meta_val and meta_test are unseen, and a shape that two
-scripts share is a class of one of them alone.
+Characters come from the fonts that ship with matplotlib. About half of the drawings of each follow the strokes with a
+pen of even width, as a hand does, the others are printed in up to three typefaces; all of them are turned, slanted,
+stretched and bent at random. Scripts are split as wholes, so that those of meta_val and meta_test are unseen, and a
+shape that two scripts share is a class of one of them alone.
 
 The same fonts and libraries give the same bytes: every drawing takes its randomness from its own character's stream.
 Making all of it takes about ten seconds of one processor, once; later the cache has it.

@@ -102,7 +102,7 @@ _RECIPES = (
             task=TaskConfig(n_way=5, n_shot=1, n_query=1, n_tasks=32),
             evaluation=EvalConfig(eval_n_query=1, eval_episodes=0, val_episodes=200),
             network=BackboneConfig(downsample="stride"),
-            train=TrainConfig(steps=5000, batching="loop", validate_every=250, checkpoint_every=250),
+            train=TrainConfig(steps=5000, compile="auto", validate_every=250, checkpoint_every=250),
         ),
         rows=(
             Row("5-way 1-shot, transductive", 0.987, 0.970, _MAML, {"n_query": 1, "n_episodes": 1000}),
