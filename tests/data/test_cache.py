@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from kshot.core import UserError, generator
-from kshot.data.cache import CacheWarning, Decoded, cache_dir, cached, cached_images, write_atomically
+from kshot.data.cache import CacheWarning, Decoded, cache_dir, cached, cached_images
 from kshot.data.images import ImageSet
 
 
@@ -88,8 +88,8 @@ def test_unwritable_cache_is_said_and_done_without(tmp_path: Path, monkeypatch: 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs the device /dev/full, a disk that is always full")
 def test_full_disk_is_said_and_done_without(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (folder / "decoded").mkdir(parents=True)
-    monkeypatch.setattr("kshot.data.cache.secrets.token_hex", lambda n: "0")
-    (folder / "decoded" / f".key.safetensors.{os.getpid()}.0").symlink_to("/dev/full")
+    monkeypatch.setattr("kshot.core.files.secrets.token_hex", lambda n: "0")
+    (folder / "decoded" / f".key.safetensors.{os.getpid()}.0.part").symlink_to("/dev/full")
     with pytest.warns(CacheWarning, match="the disk is full"):
         found = cached("key", Builder())
     assert same(found, Builder()())
@@ -130,19 +130,6 @@ def test_black_and_white_takes_an_eighth(folder: Path) -> None:
     cached_images("grey", lambda: images(254))
     bits, grey = ((folder / "decoded" / f"{k}.safetensors").stat().st_size for k in ("bits", "grey"))
     assert bits < grey / 7
-
-
-def test_write_atomically_replaces_or_leaves_alone(tmp_path: Path) -> None:
-    path = tmp_path / "new" / "a"
-    write_atomically(path, b"one")
-    write_atomically(path, b"two")
-    assert path.read_bytes() == b"two"
-    blocked = tmp_path / "folder"
-    (blocked / "inside").mkdir(parents=True)
-    with pytest.raises(OSError):  # noqa: PT011 (which one depends on the system)
-        write_atomically(blocked, b"three")
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["folder", "new"]
-    assert [p.name for p in path.parent.iterdir()] == ["a"]
 
 
 def test_cache_dir_follows_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -165,10 +165,9 @@ def test_autocast_is_entered(kind: str) -> None:
 
 
 def test_random_numbers_differ_from_task_to_task() -> None:
-    learner = ProtoNet(nn.Sequential(nn.Flatten(), nn.Dropout(0.5))).train()
+    learner = ProtoNet(nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.Dropout(0.5))).train()
     one = select(synthetic_episodes(SPEC, 1, dtype=torch.float32), 0)
     twice = Episode(*(Split(torch.stack([s.x, s.x]), torch.stack([s.y, s.y]), s.n_way) for s in one))
-    learner.scale = nn.Parameter(torch.ones(1))
     for kind in ("loop", "vmap"):
         losses = OuterStep(learner, Batching(kind))(twice).losses
         assert float(losses[0]) != float(losses[1])
@@ -241,7 +240,7 @@ def test_tensors_of_the_flat_episode_stay_apart() -> None:
     class Reads(Learner):
         def __init__(self) -> None:
             super().__init__()
-            self.w = nn.Parameter(torch.ones(()))
+            self.w = nn.Parameter(torch.ones((), dtype=torch.float64))
 
         def adapt(self, support: Split) -> Tensor:
             return self.w * support.x["a"].sum() + support.x["b"].sum()
@@ -249,8 +248,10 @@ def test_tensors_of_the_flat_episode_stay_apart() -> None:
         def predict(self, state: Tensor, x: dict[str, Tensor]) -> Tensor:
             return (state * x["a"].sum(1) - x["b"]).unsqueeze(1)
 
-    x = {"a": torch.rand(3, 4, 2), "b": torch.rand(3, 4)}
-    split = Split(x, torch.rand(3, 4, 1))
-    episodes = Episode(split, split)
+    def split() -> Split:
+        x = {"a": torch.rand(3, 4, 2, dtype=torch.float64), "b": torch.rand(3, 4, dtype=torch.float64)}
+        return Split(x, torch.rand(3, 4, 1, dtype=torch.float64))
+
+    episodes = Episode(split(), split())
     for kind in ("loop", "vmap"):
         agree(OuterStep(Reads(), Batching(kind))(episodes), plain_outer_gradient(Reads(), episodes))

@@ -163,9 +163,10 @@ def test_a_failed_write_leaves_the_old_file(record, tmp_path, monkeypatch):
     assert [p.name for p in tmp_path.iterdir()] == ["r.json"]
 
 
-def test_writing_into_no_folder_says_so(record, tmp_path):
-    with pytest.raises(UserError, match="choose a folder that exists"):
-        record.write(tmp_path / "absent" / "r.json")
+def test_a_file_in_the_place_of_the_folder_is_said(record, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="choose a folder you may write to"):
+        record.write(tmp_path / "file" / "r.json")
 
 
 def test_environment_names_versions_and_machine():

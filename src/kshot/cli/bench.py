@@ -19,8 +19,8 @@ from kshot.cli.flags import first_positional, parse
 from kshot.cli.live import Display
 from kshot.cli.words import command_line
 from kshot.core import UserError
+from kshot.core.files import write_atomically
 from kshot.core.registry import unknown
-from kshot.engine.checkpoint import write_atomically
 from kshot.evaluation.provenance import commit, environment
 
 

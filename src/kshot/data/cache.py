@@ -11,7 +11,6 @@ import hashlib
 import json
 import os
 import re
-import secrets
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -23,6 +22,7 @@ import torch
 from torch import Tensor
 
 from kshot.core import UserError
+from kshot.core.files import replace_file
 from kshot.data.images import ImageSet
 
 
@@ -105,22 +105,6 @@ def cached_images(key: str, build: Callable[[], ImageSet]) -> ImageSet:
     )
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file so that no reader, and no crash, ever sees half of it.
-
-    Args:
-        path: where; its folder is made where it is missing.
-        data: the whole content.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
-    try:
-        beside.write_bytes(data)
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
-
-
 def _load(path: Path) -> Decoded | None:
     from safetensors import SafetensorError, safe_open
 
@@ -148,7 +132,7 @@ def _save(path: Path, found: Decoded) -> None:
     tensors = {name: t.detach().cpu().contiguous() for name, t in found.tensors.items()}
     notes = {**found.notes, "sha256": _digest(tensors, found.notes)}
     try:
-        write_atomically(path, save(tensors, metadata=notes))
+        replace_file(path, save(tensors, metadata=notes))
     except OSError as error:
         why = "the disk is full" if error.errno == errno.ENOSPC else str(error.strerror or error)
         warnings.warn(

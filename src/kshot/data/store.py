@@ -18,7 +18,8 @@ from pathlib import Path
 import platformdirs
 
 from kshot.core import UserError
-from kshot.data.cache import cache_dir, write_atomically
+from kshot.core.files import replace_file
+from kshot.data.cache import cache_dir
 from kshot.data.download import OnProgress, download
 
 
@@ -176,7 +177,7 @@ def confirm(archive: Archive, path: Path, contents: str) -> None:
     stamp = {"size": found.st_size, "mtime_ns": found.st_mtime_ns, "contents": contents}
     # Without a stamp the next opening only takes longer.
     with contextlib.suppress(OSError):
-        write_atomically(_stamp_path(path), json.dumps(stamp).encode())
+        replace_file(_stamp_path(path), json.dumps(stamp).encode())
 
 
 def is_verified(archive: Archive, path: Path) -> bool:

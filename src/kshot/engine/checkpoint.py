@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,47 +20,11 @@ from safetensors.torch import save
 from torch import Tensor
 
 from kshot.core import Tree, UserError
+from kshot.core.files import write_atomically
 
 FORMAT = "kshot-checkpoint"
 VERSION = 1
 KEEP = 2
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file so that it is either the old one or the whole new one.
-
-    Args:
-        path: where to.
-        data: its contents.
-
-    Raises:
-        UserError: the disk is full, or the folder cannot be written; nothing is left behind.
-    """
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with part.open("wb") as f:
-            f.write(data)
-            f.flush()
-            os.fsync(f.fileno())
-        part.replace(path)
-        _flush_folder(path.parent)
-    except OSError as error:
-        with suppress(OSError):
-            part.unlink(missing_ok=True)
-        raise UserError(
-            f"could not write {path}: {error.strerror or error}; free some space or choose a folder you may write to"
-        ) from error
-
-
-def _flush_folder(folder: Path) -> None:
-    if os.name != "posix":
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def flatten(tree: Tree, prefix: str = "") -> tuple[dict[str, Tensor], Any]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Protocol
 
 from kshot.core import UserError
-from kshot.engine.checkpoint import write_atomically
+from kshot.core.files import write_atomically
 
 COLUMNS = ("step", "loss", "grad_norm", "outer_lr", "val", "seconds")
 

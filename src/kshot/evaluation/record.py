@@ -5,10 +5,8 @@ The keys before ``extra`` are a contract (``schema`` 1): scripts read them. What
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
-import os
 import types
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -18,6 +16,7 @@ import torch
 from torch import nn
 
 from kshot.core import Learner, UserError
+from kshot.core.files import write_atomically
 from kshot.data.source import TaskSource
 from kshot.evaluation.provenance import commit, environment
 from kshot.evaluation.scores import Scores
@@ -244,30 +243,6 @@ def scores_of(record: Record) -> Scores | None:
         raise UserError(f"expected {record.n_episodes} scores in the record, got {tuple(values.shape)}; evaluate again")
     fingerprint = str(record.extra.get("episodes_sha256", ""))
     return Scores(record.metric, {record.metric: values}, pooled, record.seed, record.seconds, fingerprint)
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a text file so that a reader finds the old one or the new one, and never half of it.
-
-    Args:
-        path: the file.
-        text: its content.
-
-    Raises:
-        UserError: it cannot be written; what was there is left as it was.
-    """
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with part.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            part.unlink(missing_ok=True)
-        reason = error.strerror or str(error)
-        raise UserError(f"cannot write {path}: {reason}; choose a folder that exists and may be written to") from error
 
 
 def _episode_detail(scores: Scores) -> dict[str, Any]:

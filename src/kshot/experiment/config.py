@@ -13,8 +13,8 @@ from typing import Any, TypeVar
 import tomli_w
 
 from kshot.core import UserError
+from kshot.core.files import write_atomically
 from kshot.core.registry import unknown
-from kshot.engine.checkpoint import write_atomically
 from kshot.engine.train import TrainConfig
 
 if sys.version_info >= (3, 11):

@@ -15,8 +15,8 @@ from typing import Any
 from lightning_fabric import Fabric
 
 from kshot.core import UserError
+from kshot.core.files import write_atomically
 from kshot.core.registry import unknown
-from kshot.engine.checkpoint import write_atomically
 from kshot.engine.train import TrainConfig
 from kshot.evaluation.record import Record
 from kshot.evaluation.scores import higher_is_better

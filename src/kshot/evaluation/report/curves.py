@@ -17,7 +17,7 @@ from kshot.evaluation.report.figures import Bin, Series, line_chart, regression,
 from kshot.evaluation.scores import Curve
 
 if TYPE_CHECKING:
-    from kshot.evaluation.report.page import RunReport
+    from kshot.evaluation.report.inputs import RunReport
 
 Runs = Sequence["RunReport"]
 View = dict[str, Any]

@@ -17,7 +17,7 @@ from kshot.evaluation.scores import compare, higher_is_better
 from kshot.evaluation.statistics import Comparison, Estimate
 
 if TYPE_CHECKING:
-    from kshot.evaluation.report.page import RunReport
+    from kshot.evaluation.report.inputs import RunReport
 
 Runs = Sequence["RunReport"]
 View = dict[str, Any]

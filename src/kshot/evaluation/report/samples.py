@@ -15,7 +15,7 @@ from kshot.evaluation.report.tiles import tile
 from kshot.evaluation.report.wording import listing
 
 if TYPE_CHECKING:
-    from kshot.evaluation.report.page import RunReport
+    from kshot.evaluation.report.inputs import RunReport
 
 Runs = Sequence["RunReport"]
 View = dict[str, Any]

@@ -1,0 +1,40 @@
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from kshot.core import UserError
+from kshot.core.files import replace_file, write_atomically
+
+
+def test_a_file_is_replaced_or_left_alone(tmp_path: Path):
+    path = tmp_path / "new" / "a"
+    replace_file(path, b"one")
+    replace_file(path, b"two")
+    assert path.read_bytes() == b"two"
+    blocked = tmp_path / "folder"
+    (blocked / "inside").mkdir(parents=True)
+    with pytest.raises(OSError):  # noqa: PT011 (which one depends on the system)
+        replace_file(blocked, b"three")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["folder", "new"]
+    assert [p.name for p in path.parent.iterdir()] == ["a"]
+
+
+def test_a_full_disk_leaves_the_old_file_and_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    path = tmp_path / "a"
+    write_atomically(path, "old")
+
+    def full(handle: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(UserError, match="No space left on device; free some space"):
+        write_atomically(path, "new")
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_text_is_written_in_utf8(tmp_path: Path):
+    write_atomically(tmp_path / "a", "少样本")
+    assert (tmp_path / "a").read_bytes().decode("utf-8") == "少样本"
