@@ -459,7 +459,7 @@ def test_a_crash_is_reported_under_its_clause() -> None:
         def adapt(self, support: Split) -> Any:
             raise KeyError("nowhere")
 
-    with pytest.raises(ContractError, match="'shapes'.*KeyError: 'nowhere'") as caught:
+    with pytest.raises(ContractError, match=r"'shapes'.*KeyError: 'nowhere'") as caught:
         check_learner(Crashing)
     assert isinstance(caught.value.__cause__ or caught.value.__context__, KeyError)
 

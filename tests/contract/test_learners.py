@@ -70,7 +70,9 @@ def test_the_list_of_options_is_kept_up() -> None:
 def test_batchings_agree_on_the_networks_of_the_papers(name: str, normalisation: str) -> None:
     """Conv4 with 64 filters on 28x28 images, for which there may be kernels of their own."""
     cls, spec = methods()[name].learner, Spec("classification", (1, 28, 28), 2)
-    report = check_learner(lambda s: cls.from_backbone(Conv4(normalisation=normalisation), s), spec, clauses=["batching"])
+    report = check_learner(
+        lambda s: cls.from_backbone(Conv4(normalisation=normalisation), s), spec, clauses=["batching"]
+    )
     with torch.random.fork_rng(devices=[]):
         learner = cls.from_backbone(Conv4(normalisation=normalisation), spec)
     for kind in ("native", "fused"):

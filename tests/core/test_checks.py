@@ -76,7 +76,9 @@ def test_bad_splits_of_a_regression(y: torch.Tensor, message: str) -> None:
 
 
 def test_a_class_without_support() -> None:
-    with pytest.raises(UserError, match="support has 2 classes but n_way=3: class 1 has no example; pass n_way=2 or add"):
+    with pytest.raises(
+        UserError, match="support has 2 classes but n_way=3: class 1 has no example; pass n_way=2 or add"
+    ):
         check_episode(Episode(labelled([0, 2, 2]), labelled([1])), IMAGES)
 
 

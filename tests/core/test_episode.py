@@ -55,7 +55,7 @@ def test_what_does_not_fit_together_is_refused() -> None:
     with pytest.raises(UserError, match="at least one episode"):
         stack([])
     small = Episode(episode().support, Split(torch.zeros(1, 3), torch.tensor([0]), 2))
-    with pytest.raises(UserError, match="equal shapes.*2 kinds.*lists"):
+    with pytest.raises(UserError, match=r"equal shapes.*2 kinds.*lists"):
         stack([episode(), small])
     with pytest.raises(UserError, match="n_way"):
         stack([episode(2), episode(3)])

@@ -72,7 +72,7 @@ def test_options_without_annotation_or_default_are_refused() -> None:
             super().__init__(network)
 
     for cls in (Bare, Needed):
-        with pytest.raises(UserError, match="option 'scale' of .* needs an annotation and a default"):
+        with pytest.raises(UserError, match=r"option 'scale' of .* needs an annotation and a default"):
             options_of(cls)
 
 

@@ -34,5 +34,3 @@ def test_the_global_generator_is_left_alone() -> None:
 def test_streams_stay_what_they_are_from_version_to_version() -> None:
     # Recorded: a change here would change every episode behind every published number.
     assert torch.randint(1000, (4,), generator=generator(0, "train")).tolist() == [677, 319, 56, 592]
-
-

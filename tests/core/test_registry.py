@@ -49,7 +49,7 @@ def test_a_name_is_held_by_one_class() -> None:
 
 
 def test_families_are_fixed() -> None:
-    with pytest.raises(UserError, match="family must be one of metric, .*got 'magic'"):
+    with pytest.raises(UserError, match=r"family must be one of metric, .*got 'magic'"):
         register("x", family="magic", paper="")
 
 

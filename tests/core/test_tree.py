@@ -32,7 +32,7 @@ def test_several_trees_are_walked_together() -> None:
 
 
 def test_trees_of_unequal_length_are_refused() -> None:
-    with pytest.raises(ValueError, match="shorter|longer"):
+    with pytest.raises(ValueError, match=r"shorter|longer"):
         tree_map(torch.add, [torch.ones(1)], [torch.ones(1), torch.ones(1)])
 
 

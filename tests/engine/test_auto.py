@@ -103,9 +103,7 @@ TIMES = {"loop": 2.0, "native": 1.0, "vmap": 3.0}
         ("on", 1, 1.5, "native, compiled"),
     ],
 )
-def test_compiling_where_it_pays(
-    race: Race, compiled: str, n_steps: int, program: float | None, expected: str
-) -> None:
+def test_compiling_where_it_pays(race: Race, compiled: str, n_steps: int, program: float | None, expected: str) -> None:
     measured = race(TIMES if program is None else {**TIMES, "native, compiled": program})
     chosen, seconds = choose(protonet(), FEW, n_steps=n_steps, compiled=compiled)
     assert str(chosen) == expected

@@ -141,7 +141,9 @@ def test_a_list_of_unequal_episodes_is_looped_over(make: type[Learner], kind: st
         params = dict(own.named_parameters())
         loss = own.outer_loss(episode)
         grads = torch.autograd.grad(loss, list(params.values()))
-        parts.append(OuterGradient(loss.detach()[None], dict(zip(params, grads, strict=True)), dict(own.named_buffers())))
+        parts.append(
+            OuterGradient(loss.detach()[None], dict(zip(params, grads, strict=True)), dict(own.named_buffers()))
+        )
     for episodes in (unequal(), batched(unequal())):
         agree(OuterStep(learner, Batching(kind))(episodes), combine(parts))
 

@@ -138,7 +138,7 @@ def test_truncated_and_overwritten_files_are_refused(
     path.write_bytes(data[: min(keep, len(data) - 1)] + more)
     if path.read_bytes() == data:
         return
-    with pytest.raises(UserError, match="cut.safetensors"):
+    with pytest.raises(UserError, match=r"cut.safetensors"):
         load_tree(path)
 
 
@@ -175,7 +175,7 @@ def test_a_good_header_alone_is_accepted(tmp_path: Path) -> None:
 
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="expected a checkpoint at .*nothing, found no file"):
+    with pytest.raises(UserError, match=r"expected a checkpoint at .*nothing, found no file"):
         load_tree(tmp_path / "nothing")
     with pytest.raises(UserError, match="is damaged, or no checkpoint"):
         load_tree(tmp_path)
@@ -247,7 +247,7 @@ def test_a_full_disk_gives_a_clear_error_and_leaves_nothing(
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_no_permission(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
-    with pytest.raises(UserError, match="could not write .*: Permission denied"):
+    with pytest.raises(UserError, match=r"could not write .*: Permission denied"):
         write_atomically(tmp_path / "a", b"")
     tmp_path.chmod(0o700)
 
@@ -300,8 +300,8 @@ def test_a_damaged_later_one_does_not_push_out_the_good(tmp_path: Path) -> None:
 
 
 def test_no_usable_checkpoint(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="usable checkpoint in .*: the folder has none. Start again without --resume"):
+    with pytest.raises(UserError, match=r"usable checkpoint in .*: the folder has none. Start again without --resume"):
         Checkpoints(tmp_path / "none").load_newest()
     (tmp_path / "step-00000001.safetensors").write_text("damaged")
-    with pytest.raises(UserError, match="step-00000001.safetensors is damaged"):
+    with pytest.raises(UserError, match=r"step-00000001.safetensors is damaged"):
         Checkpoints(tmp_path).load_newest()

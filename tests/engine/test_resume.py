@@ -62,7 +62,7 @@ def test_an_interrupted_run_ends_with_the_same_bits(toy: Any, tmp_path: Path, se
                 signal.raise_signal(signal.SIGINT)
 
         def validate(learner: torch.nn.Module) -> float:
-            return float(sum(p.abs().sum() for p in learner.parameters()))
+            return float(sum(p.detach().abs().sum() for p in learner.parameters()))
 
         options = {"validate_every": 4, "steps": 20, "patience": 99, **settings}
         run = toy.trainer(toy.restless(), out, validate=validate, logs=[CsvLog(out / "metrics.csv")], **options)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from kshot.core import DivergedError, Episode, Learner, Split, UserError
 from kshot.engine import train as room
-from kshot.engine.batch import Batching
+from kshot.engine.batch import Batching, OuterStep
 from kshot.engine.checkpoint import Checkpoints, load_tree
 from kshot.engine.distributed import make_fabric
 from kshot.engine.log import CsvLog
@@ -36,12 +36,14 @@ def equal(a: nn.Module | dict[str, Tensor], b: nn.Module | dict[str, Tensor]) ->
 
 @pytest.mark.parametrize("batching", ["loop", "vmap"])
 def test_the_loss_falls(toy: Any, batching: str) -> None:
-    events = toy.Events()
-    options = {"steps": 150, "batching": batching, "outer_lr": 0.01, "on_event": events}
-    toy.trainer(toy.maml((16, 16)), loader=toy.loader(8), **options).fit()
-    losses = [values["loss"] for _, values in events.named("step")]
-    assert len(losses) == 150
-    assert sum(losses[-30:]) < 0.7 * sum(losses[:30])
+    learner, held_out = toy.maml((16, 16)), next(toy.loader(64, stream="test"))
+    before, after = [], []
+    for losses in (before, after):
+        losses += OuterStep(learner, Batching("vmap"))(held_out).losses.tolist()
+        if losses is before:
+            options = {"steps": 150, "batching": batching, "outer_lr": 0.01}
+            assert toy.trainer(learner, loader=toy.loader(8), **options).fit().step == 150
+    assert sum(after) < 0.8 * sum(before)
 
 
 def test_one_step_is_the_optimisers_step_along_the_mean_gradient(toy: Any) -> None:
@@ -88,7 +90,7 @@ def test_schedule_and_clipping_are_followed(toy: Any) -> None:
     assert rates == pytest.approx(expected)
     norms = [values["grad_norm"] for _, values in events.named("step")]
     assert min(norms) > 0.01  # the norm before clipping is what is told
-    moved = math.sqrt(sum(float(((p - before[k]) ** 2).sum()) for k, p in learner.named_parameters()))
+    moved = math.sqrt(sum(float(((p.detach() - before[k]) ** 2).sum()) for k, p in learner.named_parameters()))
     assert moved <= 0.01 * sum(rates) * 1.001
 
 
@@ -105,7 +107,9 @@ def test_varying_episodes_are_trained_on(toy: Any) -> None:
         n_tasks = 2
 
         def __next__(self) -> list[Episode]:
-            parts = [[Split(s.x[i : i + 1, : 2 + i], s.y[i : i + 1, : 2 + i]) for s in next(toy.loader())] for i in (0, 1)]
+            parts = [
+                [Split(s.x[i : i + 1, : 2 + i], s.y[i : i + 1, : 2 + i]) for s in next(toy.loader())] for i in (0, 1)
+            ]
             return [Episode(*part) for part in parts]
 
         def state_dict(self) -> dict[str, Any]:
@@ -269,7 +273,9 @@ def test_a_loss_that_is_no_number_stops_training(toy: Any, tmp_path: Path, where
             good.update(weights(learner))
 
     run = toy.trainer(learner, tmp_path, loader=Spoiled(toy.loader(), 6, where), on_event=watch)
-    with pytest.raises(DivergedError, match="outer loss is not finite at step 6; the last good.*smaller outer_lr") as e:
+    with pytest.raises(
+        DivergedError, match=r"outer loss is not finite at step 6; the last good.*smaller outer_lr"
+    ) as e:
         run.fit()
     assert e.value.step == 6
     assert equal(learner, good)  # no step was taken with it
@@ -303,9 +309,14 @@ def test_a_gradient_that_is_no_number_is_named(toy: Any) -> None:
     assert caught.value.what == "the gradient of bad"
 
 
+class Steep(Rooted):
+    def outer_loss(self, episode: Episode) -> Tensor:
+        return (1e10 * self.good + self.bad).sum()
+
+
 def test_weights_that_left_the_numbers_are_not_saved(toy: Any, tmp_path: Path) -> None:
-    run = toy.trainer(toy.maml(), tmp_path, optimiser="sgd", outer_lr=1e38, checkpoint_every=1)
-    with pytest.raises(DivergedError, match=r"the parameter .* is not finite at step 1"):
+    run = toy.trainer(Steep(), tmp_path, optimiser="sgd", outer_lr=1e30, checkpoint_every=1)
+    with pytest.raises(DivergedError, match="the parameter good is not finite at step 1"):
         run.fit()
     assert [step for step, _ in Checkpoints(tmp_path / "checkpoints").steps()] == [0]
 
@@ -402,7 +413,7 @@ def test_resuming_nothing(toy: Any, tmp_path: Path) -> None:
 def test_another_runs_checkpoints_are_not_overwritten(toy: Any, tmp_path: Path) -> None:
     toy.trainer(toy.maml(), tmp_path).fit()
     before = {p.name: p.read_bytes() for p in (tmp_path / "checkpoints").iterdir()}
-    with pytest.raises(UserError, match="expected no checkpoints in .*, got those of another run; resume that one"):
+    with pytest.raises(UserError, match=r"expected no checkpoints in .*, got those of another run; resume that one"):
         toy.trainer(toy.maml(), tmp_path).fit()
     assert {p.name: p.read_bytes() for p in (tmp_path / "checkpoints").iterdir()} == before
 
@@ -411,10 +422,9 @@ def test_a_checkpoint_of_another_learner(toy: Any, tmp_path: Path) -> None:
     toy.trainer(toy.maml(), tmp_path).fit()
     with pytest.raises(UserError, match="of another learner or optimiser: "):
         toy.trainer(toy.maml((9,)), tmp_path).fit(resume=True)
-    with pytest.raises(UserError, match="of another learner or optimiser: "):
-        learner = toy.maml()
-        next(iter(learner.parameters())).requires_grad_(False)
-        Trainer(learner, toy.loader(), TrainConfig(optimiser="sgd"), out=tmp_path).fit(resume=True)
+    for name in ("sgd", "adamw"):
+        with pytest.raises(UserError, match=f"it was trained by adam, not {name}"):
+            Trainer(toy.maml(), toy.loader(), TrainConfig(optimiser=name), out=tmp_path).fit(resume=True)
 
 
 def test_a_full_disk_stops_training_and_loses_nothing(

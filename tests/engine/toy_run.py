@@ -28,7 +28,7 @@ def main(out: Path, steps: int) -> None:
         EpisodeLoader(Sinusoid(n_shot=4, n_query=4), 3, seed=0),
         config,
         out=out,
-        validate=lambda learner: float(next(learner.parameters()).abs().sum()),
+        validate=lambda learner: float(next(learner.parameters()).detach().abs().sum()),
         on_event=lambda name, step, values: time.sleep(0.01) if name == "step" else None,
         logs=[CsvLog(out / "metrics.csv")],
     )

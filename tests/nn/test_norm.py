@@ -96,9 +96,13 @@ def test_support_statistics_are_taken_once_and_used_after(training: bool) -> Non
 
 def test_collecting_ends_even_by_an_error() -> None:
     ours = layer("support")
-    with pytest.raises(RuntimeError, match="boom"), collecting(nn.Sequential(ours)):
-        assert ours.collecting
-        raise RuntimeError("boom")
+
+    def fail() -> None:
+        with collecting(nn.Sequential(ours)):
+            raise RuntimeError(f"boom {ours.collecting}")
+
+    with pytest.raises(RuntimeError, match="boom True"):
+        fail()
     assert not ours.collecting
 
 
@@ -157,7 +161,7 @@ def test_a_single_example_has_a_finite_answer() -> None:
 
 
 def test_unknown_modes_are_refused() -> None:
-    with pytest.raises(UserError, match="normalisation must be one of running, episode.*got 'batch'"):
+    with pytest.raises(UserError, match=r"normalisation must be one of running, episode.*got 'batch'"):
         Norm(C, "batch")
 
 

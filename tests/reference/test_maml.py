@@ -1,4 +1,4 @@
-"""MAML against Algorithms 1 and 2 of the paper, by plain loops of ``torch.autograd.grad``, written from the paper alone."""
+"""MAML against Algorithms 1 and 2 of the paper: plain loops of ``torch.autograd.grad``, from the paper alone."""
 
 from collections.abc import Callable
 

@@ -31,7 +31,7 @@ examples:
   kshot demo
   kshot demo --out /tmp/demo --seed 1"""
 
-_BASELINES = {"pixels": "nearest mean image, no learning", "untrained": "random network, no training"}
+_BASELINES = {"pixels": "nearest mean image", "untrained": "network not trained"}
 
 
 @dataclass(frozen=True)
@@ -74,29 +74,15 @@ def run(args: Sequence[str]) -> int:
     try:
         with Display() as display:
             _introduce(display, plan)
-            result = run_demo(out, plan, lambda name, steps: RunView(display, name, steps), _Late(display))
+            parts = Parts(display)
+            result = run_demo(out, plan, lambda name, steps: RunView(display, name, steps), parts)
+            parts.close()
     except KeyboardInterrupt as stop:
         raise Stopped(f"stopped. {again}") from stop
     if result is None:
         raise Stopped(f"interrupted; what was trained is saved. {again}")
     _print(result, out, time.monotonic() - began)
     return 0
-
-
-class _Late:
-    """Shows the parts of the report, from the first of them on.
-
-    Args:
-        display: where.
-    """
-
-    def __init__(self, display: Display) -> None:
-        self._display = display
-        self._parts: Parts | None = None
-
-    def __call__(self, what: str, done: int, total: int) -> None:
-        self._parts = self._parts or Parts(self._display)
-        self._parts(what, done, total)
 
 
 def _introduce(display: Display, plan: Plan) -> None:
@@ -116,12 +102,12 @@ def _introduce(display: Display, plan: Plan) -> None:
 
 def _print(result: Result, out: Path, seconds: float) -> None:
     made = table(
-        "learner", "family", "accuracy", "NLL", "calibration error", "normalisation", "inference", "trained in"
+        "learner", "what it is", "accuracy", "NLL", "calibration error", "normalisation", "inference", "trained in"
     )
     for name, record in result.records.items():
         extra = record.extra
         spent = "" if name in _BASELINES else duration(extra["train_seconds"])
-        family = _BASELINES.get(name) or method(name).family
+        family = _BASELINES.get(name) or f"{method(name).family}-based"
         made.add_row(
             name,
             family,

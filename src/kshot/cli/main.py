@@ -9,8 +9,8 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from types import TracebackType
 
 import kshot
@@ -98,7 +98,22 @@ def _dispatch(args: list[str]) -> int:
         from kshot.core.registry import unknown
 
         raise UserError(f"{unknown('command', args[0], list(COMMANDS))}. See kshot --help")
-    return importlib.import_module(f"kshot.cli.{args[0]}").run(args[1:]) or 0
+    with _loading():
+        command = importlib.import_module(f"kshot.cli.{args[0]}")
+    return command.run(args[1:])
+
+
+@contextmanager
+def _loading() -> Iterator[None]:
+    # PyTorch takes seconds to load: long enough to wonder.
+    shown = sys.stderr.isatty() and _is_main_process()
+    if shown:
+        print("loading ...", end="", file=sys.stderr, flush=True)
+    try:
+        yield
+    finally:
+        if shown:
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
 
 
 def _is_user_error(error: ValueError) -> bool:

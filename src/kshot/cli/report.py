@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
+from rich.progress import TaskID
 from tyro.conf import Positional, arg
 
 from kshot.cli.flags import parse
@@ -65,8 +66,10 @@ def run(args: Sequence[str]) -> int:
         raise UserError("expected each run once; name a run folder only once")
     out = Path(asked.out) if asked.out else _default(asked.runs)
     with Display() as display:
-        look = Look(asked.n_episodes, asked.device, Path(asked.data_root) if asked.data_root else None, Parts(display))
+        parts = Parts(display)
+        look = Look(asked.n_episodes, asked.device, Path(asked.data_root) if asked.data_root else None, parts)
         write_reports(asked.runs, out, look)
+        parts.close()
     print(out)
     return 0
 
@@ -84,15 +87,22 @@ class Parts:
 
     def __init__(self, display: Display) -> None:
         self._display = display
-        self._what, self._done, self._before = "", 0, 0
-        self._bar = display.bar("report", None)
+        self._bar: TaskID | None = None
 
     def __call__(self, what: str, done: int, total: int) -> None:
-        """Move the bar.
+        """Move the bar, which is there from the first part on.
 
         Args:
             what: the part.
             done: episodes done.
             total: all.
         """
+        if self._bar is None:
+            self._bar = self._display.bar("report", None)
         self._display.move(self._bar, done, total, f"{what} {done}/{total}")
+
+    def close(self) -> None:
+        """Take the bar away."""
+        if self._bar is not None:
+            self._display.drop(self._bar)
+            self._bar = None

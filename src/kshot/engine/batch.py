@@ -93,7 +93,7 @@ class OuterStep:
     ) -> None:
         if batching.kind in ("native", "fused") and not getattr(learner, batching.kind):
             raise UserError(
-                f"{type(learner).__name__} has no {batching.kind} batching for this network here; use vmap, loop or auto"
+                f"{type(learner).__name__} has no {batching.kind} batching for this network; use vmap, loop or auto"
             )
         self.learner, self.batching, self.autocast = learner, batching, autocast
         self._programs: dict[Any, Pure] = {}

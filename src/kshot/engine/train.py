@@ -165,7 +165,7 @@ class Trainer:
                 f"pass n_tasks={self.fabric.world_size} or more, or fewer devices"
             )
         self.loader, self.config, self.validate = loader, config, validate
-        self.on_event = on_event or (lambda name, step, values: None)
+        self.on_event = on_event if on_event is not None else lambda name, step, values: None
         self.logs = logs if self.fabric.is_global_zero else ()
         self.checkpoints = Checkpoints(out / "checkpoints") if out else None
         self.optimiser = make_optimiser(
@@ -268,11 +268,7 @@ class Trainer:
     def _diverged(self, gradient: OuterGradient) -> None:
         bad = [f"the gradient of {k}" for k, g in gradient.grads.items() if not bool(torch.isfinite(g).all())]
         what = bad[0] if bool(torch.isfinite(gradient.losses).all()) and bad else "the outer loss"
-        raise DivergedError(
-            self.progress.step + 1,
-            what,
-            ADVICE,
-        )
+        raise DivergedError(self.progress.step + 1, what, ADVICE)
 
     def _after_step(self, stop: bool) -> None:
         c, p = self.config, self.progress
@@ -335,6 +331,7 @@ class Trainer:
             "progress": dict(vars(self.progress)),
             "learner": self.learner.state_dict(),
             "optimiser": self.optimiser.state_dict(),
+            "optimiser_name": self.config.optimiser,
             "loader": self.loader.state_dict(),
             "rng": [torch.get_rng_state(), *cuda],
             "batching": dict(vars(batching)),
@@ -347,6 +344,8 @@ class Trainer:
         for problem in problems:
             self.on_event("warning", 0, {"message": f"{problem}. The checkpoint before it is used."})
         try:
+            if tree["optimiser_name"] != self.config.optimiser:
+                raise ValueError(f"it was trained by {tree['optimiser_name']}, not {self.config.optimiser}")
             self.learner.load_state_dict(tree["learner"])
             self.optimiser.load_state_dict(tree["optimiser"])
             self.loader.load_state_dict(tree["loader"])

@@ -13,9 +13,9 @@ import kshot.algorithms  # noqa: F401  (registers the methods)
 from kshot.core import Learner, Method, Spec, UserError, generator, method
 from kshot.core.learner import options_of
 from kshot.core.registry import unknown
-from kshot.data.catalog import open_source
+from kshot.data.catalog import dataset, open_source
 from kshot.data.source import TaskSource
-from kshot.experiment.config import RunConfig
+from kshot.experiment.config import RunConfig, typed
 from kshot.nn.conv import Conv4
 from kshot.nn.mlp import MLP
 from kshot.nn.norm import NORMALISATIONS
@@ -45,7 +45,10 @@ def open_split(config: RunConfig, split: str, *, root: Path | None = None, **ove
         for name in ("n_way_range", "n_shot_range"):
             options.pop(name, None)
     shape |= {k: v for k, v in overrides.items() if k in shape and v is not None}
+    known = dataset(config.data).options
     options |= {k: v for k, v in overrides.items() if k not in shape and v is not None}
+    for name in options.keys() & known.keys():
+        options[name] = typed(options[name], known[name].annotation, f"option {name} of {config.data}")
     return open_source(config.data, split, root=root, **shape, **options)
 
 
@@ -84,7 +87,8 @@ def _options(found: Method, spec: Spec, given: dict[str, Any]) -> dict[str, Any]
     for name in given:
         if name not in known:
             raise UserError(unknown(f"option of {found.name}", name, list(known) or ["none"]))
-    return {**{k: p.default for k, p in known.items()}, **found.learner.paper_options(spec), **given}
+    checked = {k: typed(v, known[k].annotation, f"option {k} of {found.name}") for k, v in given.items()}
+    return {**{k: p.default for k, p in known.items()}, **found.learner.paper_options(spec), **checked}
 
 
 def _check_ways(config: RunConfig, found: Method, spec: Spec) -> None:

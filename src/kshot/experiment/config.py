@@ -195,26 +195,51 @@ def from_table(cls: type[C], table: dict[str, Any], where: str) -> C:
     for key in table:
         if key not in hints:
             raise UserError(f"{where}: {unknown('key', key, list(hints))}")
-    given = {key: _typed(hints[key], value, f"{where}: {key}") for key, value in table.items()}
+    given = {key: typed(value, hints[key], f"{where}: {key}") for key, value in table.items()}
     try:
         return cls(**given)
     except TypeError as error:
         raise UserError(f"{where}: {error}; expected the keys {', '.join(hints)}") from error
 
 
-def _typed(hint: Any, value: Any, where: str) -> Any:
+def typed(value: Any, hint: Any, where: str) -> Any:
+    """Check a value from a file against the type that it should have.
+
+    Args:
+        value: as the file has it.
+        hint: the type: a settings class, a plain type, a tuple, a Literal, or one of these or None.
+        where: what it is, for the message.
+
+    Returns:
+        The value; whole numbers as floats and lists as tuples where those are wanted.
+
+    Raises:
+        UserError: it has another type, or is none of the choices.
+    """
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
         return from_table(hint, _of(value, dict, where), where)
-    origin = typing.get_origin(hint)
-    if origin is tuple:
-        return tuple(_of(value, list, where))
-    if origin is dict:
-        return _of(value, dict, where)
-    if isinstance(hint, types.UnionType) or origin is typing.Union:
+    origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any or (value is None and type(None) in inner):
         return value
+    if origin is tuple:
+        return _typed_tuple(value, inner, where)
+    if origin is typing.Literal:
+        if value not in inner or type(value) not in {type(choice) for choice in inner}:
+            raise UserError(f"{where}: expected one of {', '.join(map(str, inner))}, got {value!r}")
+        return value
+    if isinstance(hint, types.UnionType) or origin is typing.Union:
+        return typed(value, next(h for h in inner if h is not type(None)), where)
     if hint is float and type(value) is int:
         return float(value)
-    return _of(value, hint, where)
+    return _of(value, origin or hint, where)
+
+
+def _typed_tuple(value: Any, inner: tuple[Any, ...], where: str) -> tuple[Any, ...]:
+    items = _of(list(value) if isinstance(value, tuple) else value, list, where)
+    if inner[-1] is not Ellipsis and len(items) != len(inner):
+        raise UserError(f"{where}: expected {len(inner)} values, got {len(items)}: {items!r}")
+    kinds = [inner[0]] * len(items) if inner[-1] is Ellipsis else inner
+    return tuple(typed(item, kind, where) for item, kind in zip(items, kinds, strict=True))
 
 
 def _of(value: Any, kind: Any, where: str) -> Any:

@@ -147,7 +147,8 @@ def run_demo(
     records = {**_baselines(out, plan, watch), **records}
     report = out / "report.html"
     runs = [out / f"{name}.json" if (out / f"{name}.json").exists() else out / name for name in records]
-    write_reports(runs, report, Look(n_episodes=40, device=plan.device, on_part=on_part), _NOTES)
+    look = Look(n_episodes=40, device=plan.device, on_part=on_part)
+    write_reports(runs, report, look, title="New characters from one example each", notes=_NOTES)
     return Result(records, _pairs(records), report, known)
 
 

@@ -75,19 +75,22 @@ def write_run_report(run: Path, *, root: Path | None = None, device: str = "auto
     return path
 
 
-def write_reports(runs: Sequence[Path], out: Path, look: Look | None = None, notes: Sequence[str] = ()) -> None:
+def write_reports(
+    runs: Sequence[Path], out: Path, look: Look | None = None, *, title: str = "", notes: Sequence[str] = ()
+) -> None:
     """Write one report of one run or several.
 
     Args:
         runs: run folders, or JSON records of evaluations.
         out: the HTML file.
         look: how closely.
+        title: the heading; made of names and data if empty.
         notes: remarks to stand at the end.
     """
     look = look or Look()
     names = _names(runs)
     parts = [run_report(run, name, look) for run, name in zip(runs, names, strict=True)]
-    write_report(out, ReportInput(parts, notes=tuple(notes)))
+    write_report(out, ReportInput(parts, title=title, notes=tuple(notes)))
 
 
 def run_report(run: Path, name: str, look: Look) -> RunReport:
