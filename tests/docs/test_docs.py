@@ -36,7 +36,7 @@ RUNS = [name for name in NAMES if name not in (*CHINESE, "CONTRIBUTING.md")]
 NEEDS_DATA = {"docs/do/data.md"}
 # Flags of torchrun, and of the method that the page writes.
 FOREIGN = {("docs/do/distributed.md", "--node-rank"), ("docs/do/own-learner.md", "--sharpness")}
-QUICK = {"docs/know/reproducibility.md", "docs/know/methods/maml.md", "docs/know/methods/protonet.md"}
+SLOW = {"README.md", "docs/learn/01-tasks-and-prototypes.md", "docs/learn/02-maml-on-sinusoids.md"}
 
 
 class Block(NamedTuple):
@@ -67,7 +67,7 @@ def programs() -> list[Any]:
     for name in RUNS:
         if not blocks(ROOT / name, "python"):
             continue
-        marks = [] if name in QUICK else [pytest.mark.slow]
+        marks = [pytest.mark.slow] if name in SLOW else []
         marks += [pytest.mark.needs_data] if name in NEEDS_DATA else []
         found.append(pytest.param(name, marks=marks, id=name))
     return found
@@ -311,6 +311,16 @@ def test_a_methods_page_keeps_to_the_skeleton(page):
         "Results",
         "References",
     ]
+
+
+@pytest.mark.parametrize("recipe", recipes().values(), ids=lambda r: r.name)
+def test_a_methods_page_quotes_what_its_recipes_quote(recipe):
+    page = (ROOT / f"docs/know/methods/{recipe.config.algorithm}.md").read_text(encoding="utf-8")
+    assert f"kshot reproduce {recipe.name}" in page
+    for row in recipe.rows:
+        if row.published is not None:
+            number = f"{row.published:.2f}" if recipe.config.data == "sinusoid" else f"{100 * row.published:.1f}"
+            assert re.search(rf"^\|.*\| {number}\b", page, re.MULTILINE), f"{row.name}: {number}"
 
 
 def test_every_dependency_has_a_line():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ from kshot.core import Spec, method, methods
 from kshot.core.learner import options_of
 from kshot.data.catalog import dataset, datasets
 from kshot.data.dataset import DataSet
+from kshot.experiment.config import typed as typed_value
 
 
 def algorithm_group(name: str, data: str, n_way: int, held: Mapping[str, Any]) -> type:
@@ -30,9 +32,8 @@ def algorithm_group(name: str, data: str, n_way: int, held: Mapping[str, Any]) -
     kind = dataset(data).kind if data else "classification"
     spec = Spec(kind, (), n_way if kind == "classification" else 1)
     paper = {option: (value, "as in the paper") for option, value in found.learner.paper_options(spec).items()}
-    ours = {option: (value, "as in the run") for option, value in held.items()}
-    helps = argument_helps(found.learner)
-    return options_class(found.paper, options_of(found.learner), helps, {**paper, **ours})
+    options = options_of(found.learner)
+    return options_class(found.paper, options, argument_helps(found.learner), {**paper, **_held(held, options, name)})
 
 
 def data_group(name: str, held: Mapping[str, Any]) -> type:
@@ -46,8 +47,20 @@ def data_group(name: str, held: Mapping[str, Any]) -> type:
         A settings class.
     """
     found = dataset(name)
-    ours = {option: (value, "as in the run") for option, value in held.items()}
-    return options_class(found.summary, found.options, _data_helps(found), ours)
+    return options_class(found.summary, found.options, _data_helps(found), _held(held, found.options, name))
+
+
+def _held(held: Mapping[str, Any], options: Mapping[str, inspect.Parameter], name: str) -> dict[str, tuple[Any, str]]:
+    """Check settings that come from a file; unknown ones are refused where the run is built.
+
+    Returns:
+        Option -> its value, and where that came from.
+    """
+    return {
+        option: (typed_value(value, options[option].annotation, f"option {option} of {name}"), "as in the file")
+        for option, value in held.items()
+        if option in options
+    }
 
 
 def _data_helps(found: DataSet) -> dict[str, str]:

@@ -7,7 +7,8 @@ The folder holds ``config.toml`` (resolved; it repeats the run), ``metrics.csv``
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -131,21 +132,18 @@ def train_run(
     )
     config = _claim(out, config, resume, writes=fabric.is_global_zero)
     tell("built", 0, {"config": config, "learner": learner})
-    logs: list[Log] = [CsvLog(out / "metrics.csv")]
-    if config.where.tensorboard:
-        logs.append(TensorBoardLog(out / "tensorboard"))
-    trainer = Trainer(
-        learner,
-        loader,
-        config.train,
-        fabric=fabric,
-        out=out,
-        validate=lambda learner: _validation(learner, val, config),
-        on_event=on_event,
-        logs=logs,
-    )
-    started = resume and bool(Checkpoints(out / "checkpoints").steps())
-    progress = trainer.fit(resume=started)
+    with _taken(out):
+        trainer = Trainer(
+            learner,
+            loader,
+            config.train,
+            fabric=fabric,
+            out=out,
+            validate=lambda learner: _validation(learner, val, config),
+            on_event=on_event,
+            logs=_logs(out, config),
+        )
+        progress = trainer.fit(resume=resume and bool(Checkpoints(out / "checkpoints").steps()))
     if progress.stopped == "interrupted" or test is None or not fabric.is_global_zero:
         return Outcome(config, learner, progress, None, None)
     tell("test", progress.step, {})
@@ -153,6 +151,23 @@ def train_run(
     scores, record = score_run(learner, config, test, progress, on_progress, command)
     record.write(out / "result.json")
     return Outcome(config, learner, progress, scores, record)
+
+
+def _logs(out: Path, config: RunConfig) -> list[Log]:
+    logs: list[Log] = [CsvLog(out / "metrics.csv")]
+    return [*logs, TensorBoardLog(out / "tensorboard")] if config.where.tensorboard else logs
+
+
+@contextmanager
+def _taken(out: Path) -> Iterator[None]:
+    # A run that is refused before anything was saved leaves its folder free for the next try.
+    try:
+        yield
+    except UserError:
+        if not Checkpoints(out / "checkpoints").steps():
+            with suppress(OSError):
+                (out / "config.toml").unlink()
+        raise
 
 
 def _claim(out: Path, config: RunConfig, resume: bool, writes: bool) -> RunConfig:

@@ -120,22 +120,20 @@ class Conv4(nn.Module):
         Returns:
             (T, N, D).
         """
-        features, means, variances = native.trunk(x, *self.kernel_parameters())
-        for block, side, mean, var in zip(self.blocks, native.SIDES, means, variances, strict=True):
+        features, means, variances = native.trunk(x, self.kernel_parameters())
+        for block, side, mean, var in zip(self.blocks, native.SIDES, means.unbind(1), variances.unbind(1), strict=True):
             block.norm.average_in(mean + block.conv.bias.detach(), var, count=x.shape[1] * side * side)
         return features
 
-    def kernel_parameters(self) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    def kernel_parameters(self) -> list[Tensor]:
         """List the parameters that the compiled kernels read.
 
         Returns:
-            The four convolutions, the scales and the shifts of the four normalisations.
+            The four convolutions, then the scales and the shifts of the four normalisations.
         """
-        return (
-            [block.conv.weight for block in self.blocks],
-            [block.norm.weight for block in self.blocks],
-            [block.norm.bias for block in self.blocks],
-        )
+        convs = [block.conv.weight for block in self.blocks]
+        scales = [block.norm.weight for block in self.blocks]
+        return [*convs, *scales, *(block.norm.bias for block in self.blocks)]
 
     def forward(self, x: Tensor) -> Tensor:
         """Embed images.

@@ -26,7 +26,6 @@ Checked by: tests/reference/test_maml.py (plain loops with ``torch.autograd.grad
 
 from __future__ import annotations
 
-import itertools
 from typing import Any
 
 import torch
@@ -118,7 +117,7 @@ class MAML(Learner):
         support, query = episodes
         if support.y.is_floating_point():  # the kernels know cross-entropy only
             return torch.stack([self.outer_loss(episode) for episode in unbind(episodes)])
-        parameters = [*itertools.chain(*backbone.kernel_parameters()), head.weight, head.bias]
+        parameters = [*backbone.kernel_parameters(), head.weight, head.bias]
         inner = native.Inner(self.inner_lr, self.n_inner_steps, self.first_order)
         return native.maml_losses(
             native.Labelled(support.x, support.y), native.Labelled(query.x, query.y), parameters, inner

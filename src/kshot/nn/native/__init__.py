@@ -1,8 +1,9 @@
-"""Kernels in C++ for the one network that most few-shot papers share, compiled on first use; see docs/know/native.md."""
+"""Kernels in C++ for the network that most few-shot papers share, compiled on first use; see docs/know/native.md."""
 
 from kshot.nn.native.build import NativeUnavailableError, available, why_not
-from kshot.nn.native.conv4 import EPS, SIDES, Trunk, trunk
-from kshot.nn.native.maml import Inner, Labelled, maml_losses
+from kshot.nn.native.conv4 import Trunk, trunk
+from kshot.nn.native.kernels import EPS, SIDES, Inner, Labelled
+from kshot.nn.native.maml import maml_losses
 
 __all__ = [
     "EPS",

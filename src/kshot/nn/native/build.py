@@ -18,10 +18,13 @@ from pathlib import Path
 
 import platformdirs
 
-FLAGS = (
-    *("-std=c++17", "-O3", "-march=native", "-mprefer-vector-width=512", "-ffp-contract=fast", "-fno-math-errno"),
-    *("-fopenmp", "-shared", "-fPIC"),
-)
+from kshot.nn.native.selftest import failure
+
+SOURCES = Path(__file__).parent / "cpp"
+FLAGS = ("-std=c++17", "-O3", "-ffp-contract=fast", "-fno-math-errno", "-fopenmp", "-shared", "-fPIC")
+# For the processor at hand; others get the compiler's default.
+X86_FLAGS, ARM_FLAGS = ("-march=native", "-mprefer-vector-width=512"), ("-mcpu=native",)
+PROCESSOR_FLAGS = {"x86_64": X86_FLAGS, "AMD64": X86_FLAGS, "aarch64": ARM_FLAGS, "arm64": ARM_FLAGS}
 COMPILERS = ("c++", "g++", "clang++")
 COMPILE_SECONDS = 300
 
@@ -61,7 +64,7 @@ def library() -> ctypes.CDLL:
     """Return the library.
 
     Returns:
-        Its functions; see ``api.cpp``.
+        Its functions; see ``cpp/api.cpp``.
 
     Raises:
         NativeUnavailableError: it is not available; check ``available()`` first.
@@ -75,17 +78,27 @@ def library() -> ctypes.CDLL:
 def _load() -> ctypes.CDLL:
     if os.environ.get("KSHOT_NATIVE", "1") == "0":
         raise NativeUnavailableError("KSHOT_NATIVE=0 switches native kernels off")
-    path = _compiled(_compiler())
+    compiler = _compiler()
+    command = [compiler, *FLAGS, *PROCESSOR_FLAGS.get(platform.machine(), ())]
+    path = _folder() / f"kshot-{_key(command)}.so"
+    if not path.exists():
+        _compile(command, path)
     try:
-        loaded = ctypes.CDLL(str(path))
-    except OSError as error:
-        raise NativeUnavailableError(f"the compiled library does not load: {error}") from error
-    from kshot.nn.native.selftest import failure
-
+        loaded = _open(path)
+    except NativeUnavailableError:  # a damaged file, perhaps of a disk that was full
+        _compile(command, path)
+        loaded = _open(path)
     wrong = failure(loaded)
     if wrong:
-        raise NativeUnavailableError(f"the compiled library gives wrong answers ({wrong}); another compiler may help")
+        raise NativeUnavailableError(f"what {compiler} compiled gives wrong answers ({wrong}); name another by CXX")
     return loaded
+
+
+def _open(path: Path) -> ctypes.CDLL:
+    try:
+        return ctypes.CDLL(str(path))
+    except OSError as error:
+        raise NativeUnavailableError(f"the compiled library does not load: {error}") from error
 
 
 def _compiler() -> str:
@@ -97,24 +110,19 @@ def _compiler() -> str:
     raise NativeUnavailableError(f"no C++ compiler found (looked for {named or ', '.join(COMPILERS)})")
 
 
-def _compiled(compiler: str) -> Path:
-    folder = _folder()
-    path = folder / f"kshot-{_key(compiler)}.so"
-    if path.exists():
-        return path
+def _compile(command: list[str], path: Path) -> None:
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=folder, prefix="building-", suffix=".so")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix="building-", suffix=".so")
         os.close(handle)
     except OSError as error:
-        raise NativeUnavailableError(f"the cache folder {folder} cannot be written: {error}") from error
+        raise NativeUnavailableError(f"the cache folder {path.parent} cannot be written: {error}") from error
     try:
-        _run([compiler, *FLAGS, str(Path(__file__).parent / "conv4.cpp"), "-o", name], COMPILE_SECONDS)
+        _run([*command, str(SOURCES / "api.cpp"), "-o", name], COMPILE_SECONDS)
         # Atomic: of several processes that compile at once, each leaves a whole file.
         os.replace(name, path)
     finally:
         Path(name).unlink(missing_ok=True)
-    return path
 
 
 def _folder() -> Path:
@@ -123,11 +131,12 @@ def _folder() -> Path:
     return root / "native"
 
 
-def _key(compiler: str) -> str:
+def _key(command: list[str]) -> str:
     digest = hashlib.sha256()
-    for source in sorted(p for p in Path(__file__).parent.iterdir() if p.suffix in (".cpp", ".hpp")):
-        digest.update(source.name.encode() + b"\0" + source.read_bytes() + b"\0")
-    for part in (*FLAGS, compiler, _run([compiler, "--version"], 60), _processor()):
+    for source in sorted(SOURCES.iterdir()):
+        if source.suffix in (".cpp", ".hpp"):
+            digest.update(source.name.encode() + b"\0" + source.read_bytes() + b"\0")
+    for part in (*command, _run([command[0], "--version"], 60), _processor()):
         digest.update(part.encode() + b"\0")
     return digest.hexdigest()[:20]
 

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from kshot.nn.native.build import library
+from kshot.nn.native.kernels import IMAGE_SHAPE, N_FILTERS, SUFFIX, Pool, trunk_backward, trunk_forward
 
-N_FEATURES = 64
-IMAGE_SHAPE = (1, 28, 28)
-SIDES = (28, 14, 7, 3)
-EPS = 1e-5
-SUFFIX = {torch.float32: "f", torch.float64: "d"}
+SHAPES = [(N_FILTERS, 1, 3, 3), *[(N_FILTERS, N_FILTERS, 3, 3)] * 3, *[(N_FILTERS,)] * 8]
+
+_pool = Pool("trunk")
 
 
 class Trunk(NamedTuple):
@@ -23,8 +22,8 @@ class Trunk(NamedTuple):
 
     Attributes:
         features: (G, N, 64).
-        means: mean of each convolution's output without its bias, (4, G, 64).
-        variances: biased variance of the same, (4, G, 64).
+        means: mean of each convolution without its bias, over all pixels of a group, (G, 4, 64); no gradient.
+        variances: biased variance of the same, (G, 4, 64); no gradient.
     """
 
     features: Tensor
@@ -32,26 +31,23 @@ class Trunk(NamedTuple):
     variances: Tensor
 
 
-def trunk(x: Tensor, weights: Sequence[Tensor], gammas: Sequence[Tensor], betas: Sequence[Tensor]) -> Trunk:
+def trunk(x: Tensor, parameters: Sequence[Tensor]) -> Trunk:
     """Embed G groups of N images, each group normalised by its own statistics.
+
+    Memory is about 150 kB an image until the backward pass (float32).
 
     Args:
         x: (G, N, 1, 28, 28), float32 or float64.
-        weights: four convolutions, (64, 1, 3, 3) and (64, 64, 3, 3); biases have no effect.
-        gammas: four scales (64,).
-        betas: four shifts (64,).
+        parameters: the four convolutions, the scales and the shifts of the four norms; ``SHAPES`` lists their shapes.
 
     Returns:
-        Features and statistics.
+        Features, which can be differentiated once by the parameters, and statistics.
 
     Raises:
-        ValueError: shapes, types or devices are none that the kernel knows.
+        ValueError: shapes, types or devices are none that the kernel knows, or a gradient by images is asked for.
     """
-    parameters = (*weights, *gammas, *betas)
     check_images(x)
-    shapes = [(64, 1, 3, 3), *[(64, 64, 3, 3)] * 3, *[(64,)] * 8]
-    if [tuple(p.shape) for p in parameters] != shapes or any(p.dtype != x.dtype for p in parameters):
-        raise ValueError(f"expected Conv4-64 parameters of {x.dtype}, got {[(p.dtype, *p.shape) for p in parameters]}")
+    check_parameters(parameters, SHAPES, x.dtype)
     return Trunk(*_Trunk.apply(x, *parameters))  # pyright: ignore[reportGeneralTypeIssues]
 
 
@@ -66,92 +62,71 @@ def check_images(x: Tensor) -> None:
     """
     if x.ndim != 5 or tuple(x.shape[2:]) != IMAGE_SHAPE or x.dtype not in SUFFIX or x.device.type != "cpu":
         raise ValueError(
-            f"expected images (groups, images, 1, 28, 28) of float32 or float64 on the CPU, "
+            "expected images (groups, images, 1, 28, 28) of float32 or float64 on the CPU, "
             f"got {tuple(x.shape)} of {x.dtype} on {x.device}"
         )
-    if x.shape[0] * x.shape[1] == 0:
-        raise ValueError(f"expected at least one image, got shape {tuple(x.shape)}")
+    if x.numel() == 0 or x.requires_grad:
+        raise ValueError(f"expected images that need no gradient, got {tuple(x.shape)}, {x.requires_grad=}")
 
 
-def pointer(t: Tensor) -> ctypes.c_void_p:
-    """Return the address of a contiguous tensor.
+def check_parameters(parameters: Sequence[Tensor], shapes: Sequence[tuple[int, ...]], dtype: torch.dtype) -> None:
+    """Refuse parameters that the kernels cannot read.
+
+    Args:
+        parameters: the tensors.
+        shapes: what their shapes should be.
+        dtype: what their type should be.
+
+    Raises:
+        ValueError: they are something else.
+    """
+    got = [(tuple(p.shape), p.dtype, p.device.type) for p in parameters]
+    if got != [(shape, dtype, "cpu") for shape in shapes]:
+        raise ValueError(f"expected the parameters of Conv4-64 in {dtype} on the CPU, got {got}")
+
+
+def flatten(parameters: Sequence[Tensor]) -> Tensor:
+    """Copy tensors into one, end to end.
+
+    Args:
+        parameters: of any shapes.
 
     Returns:
-        The address.
+        (n,).
     """
-    return ctypes.c_void_p(t.data_ptr())
+    return torch.cat([p.detach().reshape(-1) for p in parameters])
 
 
-def _pointers(ts: Sequence[Tensor]) -> ctypes.Array[ctypes.c_void_p]:
-    return (ctypes.c_void_p * len(ts))(*[t.data_ptr() for t in ts])
+def unflatten(flat: Tensor, shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
+    """Undo ``flatten``.
 
+    Args:
+        flat: (n,).
+        shapes: of the parts.
 
-class _Engine:
-    # Activations between a forward and its backward pass, in memory that is used again.
-
-    def __init__(self, suffix: str) -> None:
-        self.suffix = suffix
-        new = getattr(library(), f"trunk_new_{suffix}")
-        new.restype = ctypes.c_void_p
-        self.handle = ctypes.c_void_p(new())
-        self._free = getattr(library(), f"trunk_del_{suffix}")
-
-    def __del__(self) -> None:
-        self._free(self.handle)
-
-    def call(self, name: str, *args: Any) -> None:
-        getattr(library(), f"trunk_{name}_{self.suffix}")(self.handle, *args)
-
-
-_idle: dict[str, list[_Engine]] = {"f": [], "d": []}
-
-
-def _engine(suffix: str) -> _Engine:
-    try:
-        return _idle[suffix].pop()
-    except IndexError:
-        return _Engine(suffix)
+    Returns:
+        Views.
+    """
+    parts = flat.split([torch.Size(shape).numel() for shape in shapes])
+    return [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
 
 
 class _Trunk(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, *parameters: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        groups, each = x.shape[:2]
-        x = x.contiguous()
-        parameters = tuple(p.contiguous() for p in parameters)
-        features = x.new_empty(groups, each, N_FEATURES)
-        means, variances = x.new_empty(4, groups, 64), x.new_empty(4, groups, 64)
-        offsets = (ctypes.c_int * (groups + 1))(*range(0, groups * each + 1, each))
-        engine = _engine(SUFFIX[x.dtype])
-        ctx.threads = torch.get_num_threads()
-        engine.call(
-            "fwd",
-            *(pointer(x), groups * each, groups, offsets),
-            *(_pointers(parameters[i : i + 4]) for i in (0, 4, 8)),
-            *(pointer(t) for t in (features, means, variances)),
-            ctx.threads,
-        )
-        # The engine keeps the address of the images, so they must live as long.
-        ctx.engine, ctx.x, ctx.shapes = engine, x, [p.shape for p in parameters]
-        ctx.parameters = parameters
-        ctx.save_for_backward(features)
+        x, flat = x.contiguous(), flatten(parameters)
+        ctx.kernel, ctx.n_parameters = _pool.take(library(), x.dtype), len(flat)
+        features, means, variances = trunk_forward(ctx.kernel, flat, x, torch.get_num_threads())
+        ctx.save_for_backward(x)  # whose address the kernel remembers
         ctx.mark_non_differentiable(means, variances)
         return features, means, variances
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @once_differentiable
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        if ctx.engine is None:
+        if ctx.kernel is None:
             raise RuntimeError("the native trunk can be differentiated once; call it again for another gradient")
-        (features,) = ctx.saved_tensors
-        grads = [features.new_empty(shape) for shape in ctx.shapes]
-        grad_features = grad_outputs[0].contiguous()
-        ctx.engine.call(
-            "bwd",
-            *(pointer(grad_features), pointer(features)),
-            *(_pointers(grads[i : i + 4]) for i in (0, 4, 8)),
-            ctx.threads,
-        )
-        _idle[ctx.engine.suffix].append(ctx.engine)
-        ctx.engine = None
-        return None, *grads
+        grad = trunk_backward(ctx.kernel, grad_outputs[0].contiguous(), ctx.n_parameters)
+        _pool.put_back(ctx.kernel)
+        ctx.kernel = None
+        return None, *unflatten(grad, SHAPES)

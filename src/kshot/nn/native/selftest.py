@@ -1,8 +1,22 @@
-"""A known answer that a freshly loaded library must give."""
+"""A small known answer that a freshly loaded library must give: compilers have bugs, and wrong numbers look like numbers.
+
+PyTorch computes it in float64; the library must agree to rounding in float64, and to a part in a thousand in float32.
+"""
 
 from __future__ import annotations
 
 import ctypes
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from kshot.nn.native.kernels import EPS, Inner, Kernel, Labelled, maml_run, trunk_backward, trunk_forward
+
+WAYS = 2
+SHAPES = [(64, 1, 3, 3), *[(64, 64, 3, 3)] * 3, *[(64,)] * 8, (WAYS, 64), (WAYS,)]
+TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3}
+INNER = Inner(lr=0.1, n_steps=1, first_order=False)
 
 
 def failure(library: ctypes.CDLL) -> str:
@@ -14,4 +28,74 @@ def failure(library: ctypes.CDLL) -> str:
     Returns:
         What is wrong; "" if nothing is.
     """
+    with torch.inference_mode(False), torch.enable_grad():
+        parameters, images = _case()
+        expected = _expected(parameters, images)
+        for dtype, tolerance in TOLERANCE.items():
+            got = _got(library, [p.detach().to(dtype) for p in parameters], images.to(dtype))
+            for name, value in got.items():
+                # Gradients in float32 may rightly differ more, where two pixels of a pooling window are nearly equal.
+                if name.endswith("gradient") and dtype == torch.float32:
+                    continue
+                error = float((value.double() - expected[name]).norm() / expected[name].norm())
+                if not error < tolerance:
+                    return f"{name} in {dtype}: relative error {error:.1e}"
     return ""
+
+
+def _case() -> tuple[list[Tensor], Tensor]:
+    g = torch.Generator().manual_seed(0)
+    parameters = []
+    for shape in SHAPES:
+        fan_in = max(1, torch.Size(shape[1:]).numel())
+        parameters.append(torch.randn(shape, generator=g, dtype=torch.float64) * (2 / fan_in) ** 0.5)
+    return [p.requires_grad_() for p in parameters], torch.rand(2, 4, 1, 28, 28, generator=g, dtype=torch.float64)
+
+
+def _examples(images: Tensor) -> tuple[Labelled, Labelled]:
+    # One task: the first two images of each group are its support, the others its queries.
+    x = images.flatten(0, 1).unsqueeze(0)
+    y = torch.tensor([[0, 1, 1, 0]])
+    return Labelled(x[:, :4], y), Labelled(x[:, 4:], y)
+
+
+def _embed(parameters: list[Tensor], x: Tensor) -> Tensor:
+    for w, scale, shift in zip(parameters[:4], parameters[4:8], parameters[8:12], strict=True):
+        x = F.batch_norm(F.conv2d(x, w, padding=1), None, None, scale, shift, training=True, eps=EPS)
+        x = F.relu(F.max_pool2d(x, 2))
+    return x.flatten(1)
+
+
+def _expected(parameters: list[Tensor], images: Tensor) -> dict[str, Tensor]:
+    features = torch.stack([_embed(parameters, group) for group in images])
+    by_trunk = torch.autograd.grad(features.square().sum(), parameters[:12])
+    support, query = _examples(images)
+
+    def loss(theta: list[Tensor], part: Labelled) -> Tensor:
+        return F.cross_entropy(F.linear(_embed(theta, part.x[0]), *theta[12:]), part.y[0])
+
+    step = torch.autograd.grad(loss(parameters, support), parameters, create_graph=True)
+    adapted = [p - INNER.lr * g for p, g in zip(parameters, step, strict=True)]
+    outer = loss(adapted, query)
+    by_maml = torch.autograd.grad(outer, parameters)
+    return {
+        "features": features.detach(),
+        "trunk gradient": _flat(by_trunk),
+        "MAML loss": outer.detach().view(1),
+        "MAML gradient": _flat(by_maml),
+    }
+
+
+def _got(library: ctypes.CDLL, parameters: list[Tensor], images: Tensor) -> dict[str, Tensor]:
+    kernel = Kernel(library, "trunk", images.dtype)
+    flat = _flat(parameters[:12])
+    features, _, _ = trunk_forward(kernel, flat, images, threads=2)
+    by_trunk = trunk_backward(kernel, 2 * features, len(flat))
+    support, query = _examples(images)
+    maml = Kernel(library, "maml", images.dtype)
+    losses, by_maml = maml_run(maml, _flat(parameters), WAYS, support, query, INNER, threads=1)
+    return {"features": features, "trunk gradient": by_trunk, "MAML loss": losses, "MAML gradient": by_maml}
+
+
+def _flat(tensors: list[Tensor] | tuple[Tensor, ...]) -> Tensor:
+    return torch.cat([t.reshape(-1) for t in tensors])

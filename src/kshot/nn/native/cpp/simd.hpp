@@ -1,0 +1,127 @@
+// Vectors of channels. Every image in this library is stored as [row][column][channel] with 64 channels.
+#pragma once
+
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <new>
+#include <type_traits>
+
+#define KSHOT_INLINE inline __attribute__((always_inline))
+
+namespace kshot {
+
+constexpr int kChannels = 64;
+
+// Width of a hardware vector, and how many of them one row of a matrix kernel holds without spilling registers.
+#if defined(__AVX512F__)
+constexpr int kVectorBytes = 64;
+constexpr int kKernelVectors = 4;
+#elif defined(__AVX__)
+constexpr int kVectorBytes = 32;
+constexpr int kKernelVectors = 2;
+#elif defined(__aarch64__)
+constexpr int kVectorBytes = 16;
+constexpr int kKernelVectors = 4;
+#else
+constexpr int kVectorBytes = 16;
+constexpr int kKernelVectors = 2;
+#endif
+
+template <class T>
+struct Simd {
+    static constexpr int lanes = kVectorBytes / sizeof(T);
+    static constexpr int per_pixel = kChannels / lanes;
+    using Integer = std::conditional_t<sizeof(T) == 4, int32_t, int64_t>;
+    typedef T Vector __attribute__((vector_size(kVectorBytes)));
+    typedef T Unaligned __attribute__((vector_size(kVectorBytes), aligned(alignof(T)), may_alias));
+    typedef Integer Integers __attribute__((vector_size(kVectorBytes)));
+    typedef uint8_t Bytes __attribute__((vector_size(lanes)));
+};
+
+template <class T>
+using Vector = typename Simd<T>::Vector;
+
+template <class T>
+using Integers = typename Simd<T>::Integers;
+
+template <class T>
+KSHOT_INLINE Vector<T> load(const T* from) {
+    return *reinterpret_cast<const typename Simd<T>::Unaligned*>(from);
+}
+
+template <class T>
+KSHOT_INLINE void store(T* to, Vector<T> value) {
+    *reinterpret_cast<typename Simd<T>::Unaligned*>(to) = value;
+}
+
+// One small integer per channel, widened to the size of T.
+template <class T>
+KSHOT_INLINE Integers<T> load_integers(const uint8_t* from) {
+    typename Simd<T>::Bytes bytes;
+    std::memcpy(&bytes, from, sizeof(bytes));
+    return __builtin_convertvector(bytes, Integers<T>);
+}
+
+template <class T>
+KSHOT_INLINE void store_integers(uint8_t* to, Integers<T> value) {
+    const auto bytes = __builtin_convertvector(value, typename Simd<T>::Bytes);
+    std::memcpy(to, &bytes, sizeof(bytes));
+}
+
+// max(value, 0), but NaN stays NaN so that divergence is seen.
+template <class T>
+KSHOT_INLINE Vector<T> relu(Vector<T> value) {
+    const Vector<T> zero{};
+    return value < zero ? zero : value;
+}
+
+template <class T>
+KSHOT_INLINE void add_lanes(Vector<T> value, double* sums) {
+    for (int lane = 0; lane < Simd<T>::lanes; ++lane) {
+        sums[lane] += value[lane];
+    }
+}
+
+// Memory that grows when asked for more and is otherwise used again; contents are not kept.
+template <class T>
+class Buffer {
+  public:
+    Buffer() = default;
+    Buffer(const Buffer&) = delete;
+    Buffer& operator=(const Buffer&) = delete;
+    Buffer(Buffer&& other) noexcept : data_(other.data_), size_(other.size_) {
+        other.data_ = nullptr;
+        other.size_ = 0;
+    }
+    ~Buffer() { std::free(data_); }
+
+    T* resize(size_t size) {
+        if (size > size_) {
+            std::free(data_);
+            size_ = 0;
+            const size_t bytes = (size * sizeof(T) + 63) / 64 * 64;
+            data_ = static_cast<T*>(std::aligned_alloc(64, bytes));
+            if (data_ == nullptr) {
+                throw std::bad_alloc();
+            }
+            size_ = size;
+        }
+        return data_;
+    }
+
+    T* zeros(size_t size) {
+        resize(size);
+        std::memset(static_cast<void*>(data_), 0, size * sizeof(T));
+        return data_;
+    }
+
+    T* data() { return data_; }
+    const T* data() const { return data_; }
+
+  private:
+    T* data_ = nullptr;
+    size_t size_ = 0;
+};
+
+}  // namespace kshot

@@ -1,0 +1,184 @@
+"""The functions of ``cpp/api.cpp`` as seen from Python: tensors in, tensors out, no autograd."""
+
+from __future__ import annotations
+
+import ctypes
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+#: The one network that the kernels know: side of the images that each block sees, channels, epsilon of its norms.
+SIDES = (28, 14, 7, 3)
+N_FILTERS = 64
+EPS = 1e-5
+IMAGE_SHAPE = (1, 28, 28)
+SUFFIX = {torch.float32: "f", torch.float64: "d"}
+
+
+class Labelled(NamedTuple):
+    """Examples of T tasks.
+
+    Attributes:
+        x: images (T, N, 1, 28, 28).
+        y: int64 (T, N), class indices below the width of the head.
+    """
+
+    x: Tensor
+    y: Tensor
+
+
+class Inner(NamedTuple):
+    """The inner loop of MAML.
+
+    Attributes:
+        lr: learning rate.
+        n_steps: gradient steps.
+        first_order: leave second derivatives out.
+    """
+
+    lr: float
+    n_steps: int
+    first_order: bool
+
+
+class Kernel:
+    """A C++ object that keeps its memory between calls; for one call at a time.
+
+    Args:
+        library: the compiled library.
+        kind: "trunk" or "maml".
+        dtype: float32 or float64.
+
+    Raises:
+        MemoryError: there is none left.
+    """
+
+    def __init__(self, library: ctypes.CDLL, kind: str, dtype: torch.dtype) -> None:
+        self.kind, self.dtype, self._library = kind, dtype, library
+        new = self._function("new")
+        new.restype = ctypes.c_void_p
+        self._address = ctypes.c_void_p(new())
+        if not self._address:
+            raise MemoryError(f"no memory for a native {kind}")
+
+    def __del__(self) -> None:
+        self._function("delete")(self._address)
+
+    def __call__(self, name: str, *args: Tensor | int | float) -> None:
+        """Call a method of the object.
+
+        Args:
+            name: of the method.
+            *args: contiguous tensors, passed by address, and numbers.
+
+        Raises:
+            MemoryError: there is none left.
+        """
+        if self._function(name)(self._address, *map(_as_c, args)) != 0:
+            raise MemoryError(f"no memory for the native {self.kind}; use fewer images at once (chunk)")
+
+    def _function(self, name: str):  # noqa: ANN202 (ctypes has no public name for it)
+        return getattr(self._library, f"{self.kind}_{name}_{SUFFIX[self.dtype]}")
+
+
+def _as_c(value: Tensor | int | float) -> ctypes.c_void_p | ctypes.c_int | ctypes.c_double:
+    if isinstance(value, Tensor):
+        return ctypes.c_void_p(value.data_ptr())
+    return ctypes.c_double(value) if isinstance(value, float) else ctypes.c_int(value)
+
+
+class Pool:
+    """Kernels that wait for their next call.
+
+    Args:
+        kind: see ``Kernel``.
+    """
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        self._idle: dict[torch.dtype, list[Kernel]] = {dtype: [] for dtype in SUFFIX}
+
+    def take(self, library: ctypes.CDLL, dtype: torch.dtype) -> Kernel:
+        """Take a kernel out, or make one.
+
+        Args:
+            library: the compiled library.
+            dtype: float32 or float64.
+
+        Returns:
+            The kernel, which is the caller's until it is put back.
+        """
+        try:
+            return self._idle[dtype].pop()
+        except IndexError:
+            return Kernel(library, self.kind, dtype)
+
+    def put_back(self, kernel: Kernel) -> None:
+        """Leave a kernel for the next caller.
+
+        Args:
+            kernel: one that ``take`` returned.
+        """
+        self._idle[kernel.dtype].append(kernel)
+
+
+def trunk_forward(kernel: Kernel, parameters: Tensor, x: Tensor, threads: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Embed G groups of N images, each group normalised by its own statistics.
+
+    Args:
+        kernel: of kind "trunk"; it remembers the images, which must live until ``trunk_backward``.
+        parameters: convolutions, scales and shifts, flat.
+        x: (G, N, 1, 28, 28), contiguous.
+        threads: how many to use; the results depend on it in the last bits.
+
+    Returns:
+        Features (G, N, 64); mean and biased variance of each convolution, without its bias, (G, 4, 64).
+    """
+    groups, each = x.shape[:2]
+    features = x.new_empty(groups, each, N_FILTERS)
+    means, variances = (x.new_empty(groups, len(SIDES), N_FILTERS) for _ in range(2))
+    kernel("forward", parameters, x, groups, each, features, means, variances, threads)
+    return features, means, variances
+
+
+def trunk_backward(kernel: Kernel, grad_features: Tensor, n_parameters: int) -> Tensor:
+    """Differentiate the last ``trunk_forward``.
+
+    Args:
+        kernel: the same.
+        grad_features: (G, N, 64), contiguous.
+        n_parameters: length of ``parameters``.
+
+    Returns:
+        The gradient by the parameters, flat.
+    """
+    grad = grad_features.new_empty(n_parameters)
+    kernel("backward", grad_features, grad)
+    return grad
+
+
+def maml_run(
+    kernel: Kernel, parameters: Tensor, ways: int, support: Labelled, query: Labelled, inner: Inner, threads: int
+) -> tuple[Tensor, Tensor]:
+    """Compute the outer losses of T tasks and the gradient of their mean.
+
+    Args:
+        kernel: of kind "maml".
+        parameters: convolutions, scales, shifts, head and its bias, flat.
+        ways: width of the head.
+        support: what each task is learnt from.
+        query: what it is judged on.
+        inner: the inner loop.
+        threads: how many to use; the results depend on it in the last bits.
+
+    Returns:
+        Losses (T,), and the gradient, flat.
+    """
+    losses, grad = parameters.new_empty(len(support.x)), torch.empty_like(parameters)
+    examples: list[Tensor | int] = []
+    for part in (support, query):
+        examples += [part.x.contiguous(), part.y.to(torch.int32).contiguous(), part.x.shape[1]]
+    loop = (inner.n_steps, float(inner.lr), int(not inner.first_order))
+    kernel("run", parameters, ways, *examples, len(losses), *loop, losses, grad, threads)
+    return losses, grad
