@@ -63,9 +63,9 @@ class TrainConfig:
         warmup: steps of linear rise of the outer learning rate.
         clip_norm: bound on the norm of the outer gradient; 0 for none.
         accumulate: batches of tasks whose gradients make one outer step.
-        batching: auto (measured), loop, vmap or native.
+        batching: auto (measured), loop, vmap, native or fused.
         chunk: at most so many tasks at once under vmap or native; 0 for all.
-        compile: auto (where it pays), on or off.
+        compile: off, on, or auto (where it pays for the time it takes).
         validate_every: steps between validations; 0 for none.
         patience: validations without a new best after which training stops; 0 for never.
         checkpoint_every: steps between checkpoints.

@@ -29,6 +29,7 @@ from kshot.evaluation.record import Record, record_of
 from kshot.evaluation.scores import Scores, higher_is_better
 from kshot.experiment.build import build_learner, open_split, resolve
 from kshot.experiment.config import RunConfig, differences, load_config, save_config
+from kshot.nn.norm import normalisation_of
 
 OnEvent = Callable[[str, int, dict[str, Any]], None]
 
@@ -224,6 +225,11 @@ def load_weights(learner: Learner, run: Path) -> int:
     other = [name for name in (*missing, *unexpected) if not name.endswith(("running_mean", "running_var"))]
     if other:
         raise UserError(f"the checkpoint in {run} is of another network: it differs in {', '.join(other)}")
+    if missing and "running" in normalisation_of(learner):
+        raise UserError(
+            f"the run in {run} kept no running statistics to normalise by: it was trained with other ones; "
+            "use normalisation support for an inductive number"
+        )
     return int(tree["step"] if "step" in tree else tree["progress"]["step"])
 
 

@@ -155,7 +155,7 @@ class MAML(Learner):
         return {"inner_lr": 0.4, "n_inner_steps": 1, "n_inner_steps_eval": 3}
 
     def adapt(self, support: Split) -> Weights:
-        """Take the inner steps: theta' = theta - alpha * grad L(theta), Eq. 1, repeated.
+        """Take the inner steps of section 2.2, theta' = theta - alpha * grad L(theta), repeated.
 
         Args:
             support: x (S, ...), y (S,) int64 or (S, O).
