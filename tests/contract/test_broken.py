@@ -330,7 +330,7 @@ class RoundsAParameter(Centroids):
         return super().embed(x) * (1 + self.shift.detach() + 0 * self.shift)
 
 
-@broken("gradient", "numerical derivative")
+@broken("gradient", "to be its derivative, got .* where differences give")
 class DetachesThePrototypes(Centroids):
     def adapt(self, support: Split) -> Any:
         return Means(super().adapt(support).means.detach())

@@ -10,7 +10,8 @@ import kshot.algorithms  # noqa: F401  registers all of ours
 from kshot.core import Learner, Spec, methods
 from kshot.nn.conv import Conv4
 from kshot.nn.norm import NORMALISATIONS
-from kshot.testing import CLAUSES, Checked, check_learner, tiny_backbone
+from kshot.testing import CLAUSES, Checked, check_learner, synthetic_episode, tiny_backbone
+from kshot.testing.gradients import loss_of_weights
 from kshot.testing.synthetic import SPECS
 
 #: Options that change what a method computes, beside its defaults.
@@ -65,8 +66,22 @@ def test_the_list_of_options_is_kept_up() -> None:
     assert set(OPTIONS) == set(methods())
 
 
-@pytest.mark.parametrize("name", list(methods()))
-@pytest.mark.parametrize("normalisation", ["running", "episode"])
+@pytest.mark.parametrize(("name", "kind"), PAIRS)
+def test_pytorchs_own_check_of_gradients_agrees(name: str, kind: str) -> None:
+    """The clause measures slopes by itself, which is quicker and names the parameter; here is the second opinion."""
+    learner = built(name)(SPECS[kind]).double().train()
+    loss, weights = loss_of_weights(learner, synthetic_episode(SPECS[kind]))
+    assert torch.autograd.gradcheck(loss, weights, fast_mode=True)
+
+
+CONV4 = [
+    pytest.param(name, n, marks=[] if n == m.learner.default_normalisation else pytest.mark.slow)
+    for name, m in methods().items()
+    for n in ("running", "episode")
+]
+
+
+@pytest.mark.parametrize(("name", "normalisation"), CONV4)
 def test_batchings_agree_on_the_networks_of_the_papers(name: str, normalisation: str) -> None:
     """Conv4 with 64 filters on 28x28 images, for which there may be kernels of their own."""
     cls, spec = methods()[name].learner, Spec("classification", (1, 28, 28), 2)

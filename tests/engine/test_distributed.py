@@ -121,6 +121,29 @@ def test_fewer_tasks_than_processes(toy: Any) -> None:
         toy.trainer(fabric=fabric)
 
 
+def test_everyone_gets_the_first_ones_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[torch.Tensor] = []
+
+    def broadcast(tensor: torch.Tensor, src: int) -> None:
+        assert src == 0
+        told.append(tensor.fill_(7))
+
+    monkeypatch.setattr(torch.distributed, "broadcast", broadcast)
+    module = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2))
+    fabric: Any = SimpleNamespace(world_size=2)
+    synchronise(fabric, module)
+    assert all(bool((t == 7).all()) for t in module.state_dict().values())
+    assert all(p.requires_grad for p in module.parameters())
+
+
+@pytest.mark.parametrize(("here", "elsewhere"), [(True, 0), (False, 1), (False, 0)])
+def test_all_leave_after_the_same_step(toy: Any, monkeypatch: pytest.MonkeyPatch, here: bool, elsewhere: int) -> None:
+    trainer = toy.trainer()
+    trainer.fabric = SimpleNamespace(world_size=2, device=torch.device("cpu"))
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda votes: votes.add_(elsewhere))
+    assert trainer._any(here) is (here or bool(elsewhere))
+
+
 def run(out: Path, mode: str, processes: int) -> list[dict[str, Any]]:
     """Start the toy as torchrun does, and return what each process wrote."""
     out.mkdir(exist_ok=True)

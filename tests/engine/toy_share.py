@@ -36,7 +36,9 @@ def main(out: Path, mode: str) -> None:
         if mode == "stop" and name == "step" and step == 3 and fabric.global_rank == 1:
             signal.raise_signal(signal.SIGTERM)
 
-    config = TrainConfig(steps=10, optimiser="sgd", outer_lr=0.01, batching="loop", validate_every=5, accumulate=2, clip_norm=1.0)
+    config = TrainConfig(
+        steps=10, optimiser="sgd", outer_lr=0.01, batching="loop", validate_every=5, accumulate=2, clip_norm=1.0
+    )
     trainer = Trainer(
         learner, loader, config, fabric=fabric, out=out, validate=lambda _: fabric.global_rank + 1.0, on_event=on_event
     )

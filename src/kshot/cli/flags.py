@@ -12,6 +12,7 @@ import dataclasses
 import difflib
 import inspect
 import io
+import itertools
 import re
 import types
 import typing
@@ -38,7 +39,7 @@ def peek(args: Sequence[str], name: str) -> str | None:
         The last value given, or None.
     """
     found = None
-    for flag, after in zip(args, [*args[1:], None], strict=True):
+    for flag, after in itertools.zip_longest(args, args[1:]):
         given, equals, value = flag.partition("=")
         if given == f"--{name}":
             found = value if equals else after

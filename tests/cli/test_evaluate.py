@@ -1,0 +1,88 @@
+"""``kshot evaluate``: the run's own test again, other tasks, other statistics; and the JSON contract."""
+
+import json
+
+import pytest
+
+from kshot.evaluation.record import read_record
+
+CONTRACT = [
+    *("schema", "algorithm", "data", "split", "n_way", "n_shot", "n_query", "n_episodes", "metric", "mean", "ci95"),
+    *("seed", "normalisation", "transductive", "seconds", "commit", "environment", "data_sha256"),
+]
+
+
+def _json(kshot, *args) -> dict:
+    ran = kshot("evaluate", *args, "--json", "-")
+    assert ran.status == 0, ran.err
+    return json.loads(ran.out)
+
+
+def test_json_alone_stands_on_standard_output(kshot, sinusoid_run):
+    found = _json(kshot, sinusoid_run, "--n-episodes", 8)
+    assert list(found)[: len(CONTRACT)] == CONTRACT
+    assert found["schema"] == 1
+    assert found["command"] == f"kshot evaluate {sinusoid_run} --n-episodes 8 --json -"
+
+
+def test_evaluation_repeats_the_test_of_training(kshot, sinusoid_run):
+    kept = read_record(sinusoid_run / "result.json")
+    found = _json(kshot, sinusoid_run, "--n-episodes", 8)
+    assert found["per_episode"] == kept.extra["per_episode"]
+    assert found["episodes_sha256"] == kept.extra["episodes_sha256"]
+
+
+def test_another_seed_means_other_episodes(kshot, sinusoid_run):
+    one, other = (_json(kshot, sinusoid_run, "--n-episodes", 4, "--seed", s) for s in (0, 1))
+    assert one["episodes_sha256"] != other["episodes_sha256"]
+
+
+def test_options_of_the_algorithm(kshot, sinusoid_run):
+    few, many = (_json(kshot, sinusoid_run, "--n-episodes", 4, "--n-inner-steps-eval", k) for k in (1, 10))
+    assert few["episodes_sha256"] == many["episodes_sha256"]
+    assert few["mean"] != many["mean"]
+    assert many["options"]["n_inner_steps_eval"] == 10
+
+
+def test_other_tasks(kshot, glyphs_run):
+    found = _json(kshot, glyphs_run, "--n-way", 7, "--n-shot", 2, "--n-query", 4, "--n-episodes", 3)
+    assert (found["n_way"], found["n_shot"], found["n_query"], found["n_episodes"]) == (7, 2, 4, 3)
+    assert found["metric"] == "accuracy"
+
+
+def test_other_statistics(kshot, glyphs_run):
+    """Weights stay; the leak of information between queries comes and goes with the statistics."""
+    found = _json(kshot, glyphs_run, "--normalisation", "episode", "--n-episodes", 3)
+    assert found["normalisation"] == "episode"
+    assert found["transductive"] is True
+    assert _json(kshot, glyphs_run, "--n-episodes", 3)["transductive"] is False
+
+
+def test_episodes_that_vary(kshot, glyphs_run):
+    found = _json(kshot, glyphs_run, "--n-way-range", 2, 6, "--n-episodes", 4)
+    assert found["n_way"] == 6
+    assert found["data_options"]["n_way_range"] == [2, 6]
+
+
+def test_the_table_and_a_file(kshot, glyphs_run, tmp_path):
+    ran = kshot("evaluate", glyphs_run, "--n-episodes", 4, "--json", tmp_path / "r.json")
+    assert ran.status == 0
+    for text in ("5-way 1-shot", "±", "negative log-likelihood", "calibration error", "inductive", "running"):
+        assert text in ran.out
+    assert read_record(tmp_path / "r.json").n_episodes == 4
+
+
+def test_a_head_for_five_classes_cannot_do_seven(kshot, tmp_path):
+    from tests.cli.conftest import TINY
+
+    assert kshot("train", "maml", "--data", "glyphs", *TINY, "--out", tmp_path / "run").status == 0
+    ran = kshot("evaluate", tmp_path / "run", "--n-way", 7, "--n-episodes", 2)
+    assert ran.status == 2
+    assert "built for 5 outputs, got tasks with 7" in ran.err
+
+
+@pytest.mark.needs_data
+def test_other_data(kshot, glyphs_run, data_root):
+    found = _json(kshot, glyphs_run, "--data", "omniglot", "--n-episodes", 3, "--data-root", data_root)
+    assert found["data"] == "omniglot"
+    assert found["data_sha256"] != read_record(glyphs_run / "result.json").data_sha256
