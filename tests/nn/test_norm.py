@@ -165,6 +165,12 @@ def test_unknown_modes_are_refused() -> None:
         Norm(C, "batch")
 
 
+@pytest.mark.parametrize("shape", [(C,), (8, C, 1), (2, 2, 8, C, 1, 1)])
+def test_other_numbers_of_axes_are_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(UserError, match=r"expected \(N, C\), .* got \("):
+        layer("running")(batch(shape))
+
+
 NAMES = {
     "running": [Norm(C, "running")],
     "episode": [nn.BatchNorm1d(C, track_running_stats=False)],

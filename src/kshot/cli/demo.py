@@ -11,8 +11,7 @@ from typing import Annotated
 from tyro.conf import arg
 
 from kshot.cli.flags import parse
-from kshot.cli.live import Display, RunView
-from kshot.cli.report import Parts
+from kshot.cli.live import Display, Parts, RunView
 from kshot.cli.signals import Stopped
 from kshot.cli.tables import show, table
 from kshot.cli.words import command_line, estimate, inference

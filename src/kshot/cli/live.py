@@ -248,3 +248,33 @@ class RunView:
         per_second = (step - self._first) / max(now - self._began, 1e-9)
         left = duration((self.steps - step) / per_second) if per_second else "unknown"
         return f"{per_second:.3g} steps/s, {left} left"
+
+
+class Parts:
+    """Shows how far the parts of a report are: a listener for ``kshot.experiment.reporting``.
+
+    Args:
+        display: where.
+    """
+
+    def __init__(self, display: Display) -> None:
+        self._display = display
+        self._bar: TaskID | None = None
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        """Move the bar, which is there from the first part on.
+
+        Args:
+            what: the part.
+            done: episodes done.
+            total: all.
+        """
+        if self._bar is None:
+            self._bar = self._display.bar("report", None)
+        self._display.move(self._bar, done, total, f"{what} {done}/{total}")
+
+    def close(self) -> None:
+        """Take the bar away."""
+        if self._bar is not None:
+            self._display.drop(self._bar)
+            self._bar = None

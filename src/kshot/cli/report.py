@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from rich.progress import TaskID
 from tyro.conf import Positional, arg
 
 from kshot.cli.flags import parse
-from kshot.cli.live import Display
+from kshot.cli.live import Display, Parts
 from kshot.core import UserError
 from kshot.experiment.reporting import N_EPISODES, Look, write_reports
 
@@ -76,33 +75,3 @@ def run(args: Sequence[str]) -> int:
 
 def _default(runs: Sequence[Path]) -> Path:
     return runs[0] / "report.html" if len(runs) == 1 and runs[0].is_dir() else Path("report.html")
-
-
-class Parts:
-    """Shows how far the parts of a report are.
-
-    Args:
-        display: where.
-    """
-
-    def __init__(self, display: Display) -> None:
-        self._display = display
-        self._bar: TaskID | None = None
-
-    def __call__(self, what: str, done: int, total: int) -> None:
-        """Move the bar, which is there from the first part on.
-
-        Args:
-            what: the part.
-            done: episodes done.
-            total: all.
-        """
-        if self._bar is None:
-            self._bar = self._display.bar("report", None)
-        self._display.move(self._bar, done, total, f"{what} {done}/{total}")
-
-    def close(self) -> None:
-        """Take the bar away."""
-        if self._bar is not None:
-            self._display.drop(self._bar)
-            self._bar = None

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
 from kshot.cli.flags import first_positional, parse, peek
-from kshot.cli.live import Display, RunView
+from kshot.cli.live import Display, Parts, RunView
 from kshot.cli.settings import algorithm_group, data_group, given, owners
 from kshot.cli.signals import Stopped
 from kshot.cli.words import command_line, estimate, inference, network_line, option_list, resume_command, task_line
@@ -350,9 +350,12 @@ def _conclude(outcome: Outcome, out: Path, request: Request) -> None:
 
 def _report(out: Path, request: Request, display: Display) -> None:
     # The run is safe by now, whatever happens to its report.
+    parts, again = Parts(display), command_line("report", [str(out)])
     try:
-        with display.waiting("making the report"):
-            path = write_run_report(out, root=request.root, device=request.config.where.device)
+        path = write_run_report(out, root=request.root, device=request.config.where.device, on_part=parts)
+        parts.close()
         print(f"  report  {path}")
     except (UserError, OSError) as error:
-        display.say(f"warning: no report: {error}. Try again with: {command_line('report', [str(out)])}")
+        display.say(f"warning: no report: {error}. Try again with: {again}")
+    except KeyboardInterrupt:
+        display.say(f"no report; make it with: {again}")

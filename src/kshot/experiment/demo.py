@@ -30,6 +30,8 @@ from kshot.experiment.run import train_run
 #: One learner of each family; another joins by its registered name.
 LEARNERS = ("protonet", "maml")
 DATA = "glyphs"
+#: Episodes behind a validation, and behind each point of the report's curves.
+_N_LOOK = 30
 
 _NOTES = (
     "All learners were trained on the same episodes, for as many outer steps, and tested on the same episodes. "
@@ -102,7 +104,9 @@ def demo_config(algorithm: str, plan: Plan) -> RunConfig:
         algorithm,
         DATA,
         task=TaskConfig(n_way=5, n_shot=1, n_query=5, n_tasks=4),
-        evaluation=EvalConfig(eval_episodes=plan.n_episodes, eval_seed=plan.seed, val_episodes=50),
+        evaluation=EvalConfig(
+            eval_episodes=plan.n_episodes, eval_seed=plan.seed, val_episodes=min(_N_LOOK, plan.n_episodes)
+        ),
         network=BackboneConfig(n_filters=32),
         train=TrainConfig(
             steps=plan.steps,
@@ -147,7 +151,7 @@ def run_demo(
     records = {**_baselines(out, plan, watch), **records}
     report = out / "report.html"
     runs = [out / f"{name}.json" if (out / f"{name}.json").exists() else out / name for name in records]
-    look = Look(n_episodes=40, device=plan.device, on_part=on_part)
+    look = Look(n_episodes=min(_N_LOOK, plan.n_episodes), device=plan.device, on_part=on_part)
     write_reports(runs, report, look, title="New characters from one example each", notes=_NOTES)
     return Result(records, _pairs(records), report, known)
 

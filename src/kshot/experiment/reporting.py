@@ -25,7 +25,7 @@ SHOTS = (1, 2, 3, 5, 10)
 #: Inner steps up to which a report measures learners that have them.
 STEPS = 10
 #: Episodes behind each point of a curve: enough for its shape, few enough not to wait for.
-N_EPISODES = 60
+N_EPISODES = 40
 
 OnPart = Callable[[str, int, int], None]
 
@@ -59,19 +59,22 @@ class Look:
         return None if told is None else lambda done, total: told(what, done, total)
 
 
-def write_run_report(run: Path, *, root: Path | None = None, device: str = "auto") -> Path:
+def write_run_report(
+    run: Path, *, root: Path | None = None, device: str = "auto", on_part: OnPart | None = None
+) -> Path:
     """Write the report of one run into its folder.
 
     Args:
         run: the run folder.
         root: the data root.
         device: where to look at the learner.
+        on_part: told (what, done, all) while it goes on.
 
     Returns:
         The file.
     """
     path = run / "report.html"
-    write_reports([run], path, Look(root=root, device=device))
+    write_reports([run], path, Look(root=root, device=device, on_part=on_part))
     return path
 
 

@@ -121,8 +121,9 @@ class Conv4(nn.Module):
             (T, N, D).
         """
         features, means, variances = native.trunk(x, self.kernel_parameters())
-        for block, side, mean, var in zip(self.blocks, native.SIDES, means.unbind(1), variances.unbind(1), strict=True):
-            block.norm.average_in(mean + block.conv.bias.detach(), var, count=x.shape[1] * side * side)
+        for block, side, mean, var in zip(self._own, native.SIDES, means.unbind(1), variances.unbind(1), strict=True):
+            bias = torch.zeros(()) if block.conv.bias is None else block.conv.bias.detach()
+            block.norm.average_in(mean + bias, var, count=x.shape[1] * side * side)
         return features
 
     def kernel_parameters(self) -> list[Tensor]:
@@ -131,9 +132,12 @@ class Conv4(nn.Module):
         Returns:
             The four convolutions, then the scales and the shifts of the four normalisations.
         """
-        convs = [block.conv.weight for block in self.blocks]
-        scales = [block.norm.weight for block in self.blocks]
-        return [*convs, *scales, *(block.norm.bias for block in self.blocks)]
+        convs: list[Tensor] = [block.conv.weight for block in self._own]
+        return [*convs, *(block.norm.weight for block in self._own), *(block.norm.bias for block in self._own)]
+
+    @property
+    def _own(self) -> list[ConvBlock]:
+        return [block for block in self.blocks if isinstance(block, ConvBlock)]
 
     def forward(self, x: Tensor) -> Tensor:
         """Embed images.

@@ -33,7 +33,7 @@ NORMALISATIONS = ("running", "episode", "support", "layer", "none")
 class Norm(nn.Module):
     """Normalise channels: y = gamma * (x - mean) / sqrt(var + eps) + beta.
 
-    An input (N, C, ...) is one batch; an input (T, N, C, H, W) is T tasks, each with statistics of its own.
+    An input (N, C) or (N, C, H, W) is one batch; (T, N, C, H, W) is T tasks, each with statistics of its own.
 
     Args:
         n_channels: C.
@@ -75,9 +75,14 @@ class Norm(nn.Module):
 
         Returns:
             The same shape.
+
+        Raises:
+            UserError: the input has another number of axes.
         """
         if self.mode == "none":
             return x
+        if x.ndim not in (2, 4, 5):  # of three axes one could not tell which are the channels
+            raise UserError(f"expected (N, C), (N, C, H, W) or (T, N, C, H, W), got {tuple(x.shape)}; add or join axes")
         tail = (-1, *(1,) * (2 if x.ndim >= 4 else 0))  # channels first, pixels after
         mean, var = self._statistics(x, tail)
         scale = torch.rsqrt(var + self.eps) * self.weight.view(tail)

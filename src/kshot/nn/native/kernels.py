@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -78,7 +78,7 @@ class Kernel:
         if self._function(name)(self._address, *map(_as_c, args)) != 0:
             raise MemoryError(f"no memory for the native {self.kind}; use fewer images at once (chunk)")
 
-    def _function(self, name: str):  # noqa: ANN202 (ctypes has no public name for it)
+    def _function(self, name: str) -> Any:
         return getattr(self._library, f"{self.kind}_{name}_{SUFFIX[self.dtype]}")
 
 

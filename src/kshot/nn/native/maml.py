@@ -1,4 +1,4 @@
-"""MAML on Conv4 with a linear head as one operation: its gradient is computed along with the losses, without a graph."""
+"""The outer losses of MAML on Conv4 with a linear head, and their gradient through the inner steps, as one function."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class _Maml(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         weights = grad_outputs[0]
         if not bool((weights == weights[0]).all()):
             raise RuntimeError("native MAML knows the gradient of the mean loss, not of tasks that weigh differently")

@@ -1,4 +1,4 @@
-"""A small known answer that a freshly loaded library must give: compilers have bugs, and wrong numbers look like numbers.
+"""A small known answer that a new library must give: compilers have bugs, and wrong numbers look like numbers.
 
 PyTorch computes it in float64; the library must agree to rounding in float64, and to a part in a thousand in float32.
 """

@@ -1,0 +1,149 @@
+import subprocess
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from kshot.nn import native
+from kshot.nn.conv import Conv4
+
+needs_compiler = pytest.mark.skipif(not native.available(), reason=f"no native kernels here: {native.why_not()}")
+NETWORK = [(64, 1, 3, 3), *[(64, 64, 3, 3)] * 3]
+
+
+def _parameters(dtype, seed=0):
+    g = torch.Generator().manual_seed(seed)
+    convs = [torch.randn(s, generator=g, dtype=torch.float64) * (2 / (9 * s[1])) ** 0.5 for s in NETWORK]
+    scales = [1 + 0.3 * torch.randn(64, generator=g, dtype=torch.float64) for _ in range(4)]
+    shifts = [0.3 * torch.randn(64, generator=g, dtype=torch.float64) for _ in range(4)]
+    return [p.to(dtype).requires_grad_() for p in (*convs, *scales, *shifts)]
+
+
+def _drawings(groups, n, dtype, seed=0):
+    """Binary strokes on nothing, like Omniglot: whole regions are constant, which is where statistics lose digits."""
+    g = torch.Generator().manual_seed(seed)
+    noise = torch.rand(groups * n, 1, 7, 7, generator=g)
+    strokes = F.interpolate(noise, size=28, mode="bilinear", align_corners=False) > 0.62
+    return strokes.to(dtype).view(groups, n, 1, 28, 28)
+
+
+def _plain(x, p):
+    out = []
+    for z in x:
+        for w, scale, shift in zip(p[:4], p[4:8], p[8:], strict=True):
+            z = F.batch_norm(F.conv2d(z, w, padding=1), None, None, scale, shift, training=True)
+            z = F.relu(F.max_pool2d(z, 2))
+        out.append(z.flatten(1))
+    return torch.stack(out)
+
+
+def _gradient(embed, x, p):
+    features = embed(x, p)
+    loss = (features * torch.linspace(-1, 1, 64, dtype=x.dtype)).square().sum()
+    return torch.cat([g.reshape(-1).double() for g in torch.autograd.grad(loss, p)])
+
+
+def _fused(x, p):
+    return native.trunk(x, p).features
+
+
+@needs_compiler
+@pytest.mark.parametrize(("groups", "n"), [(1, 1), (1, 7), (3, 5), (2, 64)])
+def test_the_trunk_is_the_plain_network_in_float64(groups, n):
+    p, x = _parameters(torch.float64), _drawings(groups, n, torch.float64)
+    torch.testing.assert_close(_fused(x, p), _plain(x, p), rtol=1e-9, atol=1e-10)
+    torch.testing.assert_close(_gradient(_fused, x, p), _gradient(_plain, x, p), rtol=1e-7, atol=1e-8)
+
+
+@needs_compiler
+def test_statistics_are_those_of_each_group():
+    p, x = _parameters(torch.float64), _drawings(2, 6, torch.float64)
+    found = native.trunk(x, p)
+    for g in range(2):
+        y = F.conv2d(x[g], p[0], padding=1)
+        torch.testing.assert_close(found.means[g, 0], y.mean((0, 2, 3)).detach())
+        torch.testing.assert_close(found.variances[g, 0], y.var((0, 2, 3), correction=0).detach())
+
+
+@needs_compiler
+def test_float32_is_as_exact_as_pytorch():
+    # Medians over episodes: where two pixels of a pooling window are nearly equal, any rounding picks either.
+    ours, theirs = [], []
+    for seed in range(7):
+        exact = _gradient(_plain, _drawings(1, 20, torch.float64, seed), _parameters(torch.float64))
+        x, p = _drawings(1, 20, torch.float32, seed), _parameters(torch.float32)
+        ours.append(float((_gradient(_fused, x, p) - exact).norm() / exact.norm()))
+        theirs.append(float((_gradient(_plain, x, p) - exact).norm() / exact.norm()))
+    assert sorted(ours)[3] < 4 * sorted(theirs)[3]
+
+
+@needs_compiler
+@pytest.mark.parametrize("threads", [1, 2])
+def test_the_same_bits_every_time(threads):
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        p, x = _parameters(torch.float32), _drawings(2, 9, torch.float32)
+        first = _gradient(_fused, x, p)
+        assert all(torch.equal(_gradient(_fused, x, p), first) for _ in range(10))
+    finally:
+        torch.set_num_threads(before)
+
+
+@needs_compiler
+def test_a_second_derivative_is_refused():
+    p, x = _parameters(torch.float32), _drawings(1, 3, torch.float32)
+    (g, *_) = torch.autograd.grad(_fused(x, p).square().sum(), p, create_graph=True)
+    with pytest.raises(RuntimeError, match=r"once_differentiable|does not require grad"):
+        g.sum().backward()
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    "x",
+    [
+        torch.zeros(1, 2, 1, 27, 28),
+        torch.zeros(1, 2, 3, 28, 28),
+        torch.zeros(2, 1, 28, 28),
+        torch.zeros(1, 2, 1, 28, 28, dtype=torch.float16),
+        torch.zeros(1, 0, 1, 28, 28),
+    ],
+)
+def test_images_that_the_kernel_cannot_read_are_refused(x):
+    with pytest.raises(ValueError, match="expected images"):
+        native.trunk(x, _parameters(torch.float32))
+
+
+@needs_compiler
+def test_only_the_network_that_the_kernels_know_is_fusable():
+    assert Conv4(normalisation="running").fusable
+    assert Conv4(normalisation="episode").fusable
+    for other in (
+        Conv4(normalisation="layer"),
+        Conv4(normalisation="support"),
+        Conv4(n_filters=32),
+        Conv4(image_size=32),
+        Conv4(in_channels=3),
+        Conv4(downsample="stride"),
+        Conv4().half(),
+    ):
+        assert not other.fusable
+    hooked = Conv4()
+    hooked.blocks[1].register_forward_hook(lambda *args: None)
+    assert not hooked.fusable
+
+
+@pytest.mark.parametrize("variable", ["KSHOT_NATIVE=0", "CXX=no-such-compiler"])
+def test_without_kernels_everything_still_works(variable, tmp_path, monkeypatch):
+    name, value = variable.split("=")
+    monkeypatch.setenv(name, value)
+    monkeypatch.setenv("KSHOT_CACHE", str(tmp_path))
+    code = (
+        "from kshot.nn import native; from kshot.nn.conv import Conv4; from kshot.algorithms import ProtoNet\n"
+        "assert not native.available() and not Conv4().fusable and not ProtoNet(Conv4()).fused\n"
+        "print(native.why_not())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert value in done.stdout or name in done.stdout
