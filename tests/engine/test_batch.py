@@ -217,11 +217,10 @@ def test_a_way_that_the_learner_has_not(kind: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["loop", "vmap"])
-def test_a_compiled_step_is_made_once_for_each_shape(kind: str) -> None:
+def test_a_compiled_step_is_made_once_for_each_shape() -> None:
     spec = Spec("regression", (2,), 1)
-    learner = MAML.from_backbone(MLP(2, (4, 3)), spec).double()
-    step = OuterStep(learner, Batching(kind, compiled=True))
+    learner = MAML.from_backbone(MLP(2, (3,)), spec).double()
+    step = OuterStep(learner, Batching("vmap", compiled=True))
     for n_shot, programs in ((2, 1), (2, 1), (3, 2)):
         episodes = synthetic_episodes(spec, 3, n_shot=n_shot, seed=n_shot)
         agree(step(episodes), plain_outer_gradient(learner, episodes))

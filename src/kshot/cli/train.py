@@ -19,7 +19,7 @@ from kshot.cli.signals import Stopped
 from kshot.cli.words import command_line, estimate, inference, network_line, option_list, resume_command, task_line
 from kshot.core import DivergedError, Learner, UserError
 from kshot.core.registry import methods
-from kshot.data.catalog import datasets
+from kshot.data.catalog import dataset, datasets
 from kshot.engine.checkpoint import Checkpoints
 from kshot.evaluation.report.wording import duration, metric_name
 from kshot.experiment.config import (
@@ -253,7 +253,8 @@ def free_folder(config: RunConfig) -> Path:
         Such as ``runs/protonet-omniglot-5w1s``, with a number behind it where that is taken.
     """
     t, seed = config.task, config.train.seed
-    name = f"{config.algorithm}-{config.data}-{t.n_way}w{t.n_shot}s" + (f"-seed{seed}" if seed else "")
+    ways = f"{t.n_way}w" if dataset(config.data).kind == "classification" else ""
+    name = f"{config.algorithm}-{config.data}-{ways}{t.n_shot}s" + (f"-seed{seed}" if seed else "")
     number, path = 1, Path("runs") / name
     while path.exists():
         number += 1
@@ -297,8 +298,8 @@ def _train(request: Request, out: Path, fabric: Any, display: Display) -> tuple[
 def _last_good(out: Path) -> str:
     # What was written before the first step is no help to anyone.
     steps = Checkpoints(out / "checkpoints").steps()
-    kept = f"Last good checkpoint: {steps[0][1]}" if steps and steps[0][0] else "No step was saved before"
-    return f"{kept}. A run keeps its settings: start a new one with another --out"
+    kept = f"It is {steps[0][1]}. " if steps and steps[0][0] else ""
+    return f"{kept}A run keeps its settings: start a new one with another --out"
 
 
 def _how_to_go_on(what: str, out: Path, request: Request) -> str:
@@ -343,7 +344,8 @@ def _conclude(outcome: Outcome, out: Path, request: Request) -> None:
         _report(out, request, display)
     root = ["--data-root", str(request.root)] if request.root else []
     print("next:")
-    shots = 5 if outcome.config.task.n_shot == 1 else 1
+    trained, regression = outcome.config.task.n_shot, dataset(outcome.config.data).kind == "regression"
+    shots = 2 * trained if regression else 5 if trained == 1 else 1
     print(f"  {command_line('evaluate', [str(out), '--n-shot', str(shots), *root])}")
     print(f"  {command_line('train', ['--config', str(out / 'config.toml'), '--seed', '1', *root])}")
 

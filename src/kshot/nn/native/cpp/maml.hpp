@@ -2,12 +2,13 @@
 //
 //     theta_{s+1} = theta_s - lr * grad L_support(theta_s),   outer loss = L_query(theta_S)
 //
-// The outer gradient walks back through the inner steps:  g <- g - lr * H_s g,  with H_s the Hessian of the support loss
-// at theta_s. Tasks are independent, and each thread takes some.
+// The outer gradient walks back through the inner steps:  g <- g - lr * H_s g,  with H_s the Hessian of the support
+// loss at theta_s. Tasks are independent, and each thread takes some.
 #pragma once
 
 #include <vector>
 
+#include "head.hpp"
 #include "tangent.hpp"
 
 namespace kshot {
@@ -44,11 +45,11 @@ T loss_and_gradient(const Parameters<T>& theta, const Examples<T>& examples, int
                     Workers<T>& workers, std::vector<T>& grad) {
     std::fill(grad.begin(), grad.end(), T(0));
     forward(theta, examples.images, examples.count, step.pass, workers);
-    const T* features = step.pass.features();
+    const T* features = step.pass.last().out;
     const Head<T> head = {theta.head(), ways};
     const T loss = head_forward(head, features, examples.labels, examples.count, step.head);
-    head_backward(features, examples.count, ways, step.head, grad.data() + Layout::head());
-    workers[0].clear_gradient();
+    head_backward(features, examples.count, ways, step.head, grad.data() + layout::head);
+    workers[0].clear_filters();
     backward(theta, step.pass, step.head.d_features.data(), grad.data(), workers);
     collect_filters(workers, grad.data());
     step.taps = workers[0].taps;
@@ -61,11 +62,10 @@ void hessian_vector_product(const Parameters<T>& theta, const Parameters<T>& v, 
                             Worker<T>& worker, PassTangent<T>& tangent, std::vector<T>& hv) {
     const Pass<T>& pass = step.pass;
     forward_tangent(theta, v, pass, worker, tangent);
-    BlockTangent<T>& last = tangent.block[kBlocks - 1];
-    T* d_features_tangent = last.delta.resize(pass.n_images * pixels(kBlocks));
+    const BlockTangent<T>& last = tangent.block[kBlocks - 1];
     std::fill(hv.begin(), hv.end(), T(0));
-    head_tangent<T>({theta.head(), ways}, {v.head(), ways}, pass.features(), last.out.data(), pass.n_images, step.head,
-                    hv.data() + Layout::head(), d_features_tangent);
+    head_tangent<T>({theta.head(), ways}, {v.head(), ways}, pass.last().out, last.out, pass.n_images, step.head,
+                    hv.data() + layout::head, last.delta);
     backward_tangent(theta, v, pass, step.taps, worker, tangent, hv.data());
 }
 
@@ -93,7 +93,7 @@ class MamlWorker {
         for (int s = 0; s < inner.steps; ++s) {
             loss_and_gradient(at_step(s), support, ways, steps_[s], workers_, grad_);
             std::vector<T>& next = steps_[s + 1].theta;
-            next.assign(at_step(s).flat, at_step(s).flat + size);
+            next.assign(at_step(s).flat(), at_step(s).flat() + size);
             add_scaled(T(-inner.lr), grad_, next);
             steps_[s + 1].parameters.set(next.data());
         }
@@ -123,7 +123,7 @@ class Maml {
     // Outer losses (n_tasks) and the gradient of their mean.
     void run(const T* parameters, int ways, const Examples<T>& support, const Examples<T>& query, int n_tasks,
              const InnerLoop& inner, T* losses, T* grad, int threads) {
-        const long size = Layout::size(ways);
+        const long size = layout::size(ways);
         flat_.resize(size);
         from_torch(parameters, size, flat_.data());
         theta_.set(flat_.data());
@@ -135,8 +135,8 @@ class Maml {
             totals_[part].assign(size, T(0));
             const Range mine = share(n_tasks, part, threads);
             for (int task = mine.begin; task < mine.end; ++task) {
-                losses[task] = workers_[part].add_task(theta_, ways, inner, support.task(task), query.task(task),
-                                                       totals_[part]);
+                losses[task] =
+                    workers_[part].add_task(theta_, ways, inner, support.task(task), query.task(task), totals_[part]);
             }
         });
         for (long i = 0; i < size; ++i) {

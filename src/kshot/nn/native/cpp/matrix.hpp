@@ -34,6 +34,19 @@ KSHOT_INLINE void multiply_rows(const T* left, long row_stride, long depth_strid
     }
 }
 
+// The last rows, fewer than there are registers for.
+template <class T, int ROWS, bool ACCUMULATE>
+KSHOT_INLINE void multiply_rest(int rows, const T* left, long row_stride, long depth_stride, int depth, const T* right,
+                                T* out) {
+    if constexpr (ROWS > 0) {
+        if (rows == ROWS) {
+            multiply_rows<T, ROWS, ACCUMULATE>(left, row_stride, depth_stride, depth, right, out);
+        } else {
+            multiply_rest<T, ROWS - 1, ACCUMULATE>(rows, left, row_stride, depth_stride, depth, right, out);
+        }
+    }
+}
+
 template <class T, bool ACCUMULATE>
 void multiply_strided(int rows, const T* left, long row_stride, long depth_stride, int depth, const T* right, T* out) {
     constexpr int most = 6;
@@ -44,27 +57,8 @@ void multiply_strided(int rows, const T* left, long row_stride, long depth_strid
             multiply_rows<T, most, ACCUMULATE>(left + row * row_stride, row_stride, depth_stride, depth, columns,
                                                out + row * kChannels + channel);
         }
-        const T* rest = left + row * row_stride;
-        T* rest_out = out + row * kChannels + channel;
-        switch (rows - row) {
-            case 5:
-                multiply_rows<T, 5, ACCUMULATE>(rest, row_stride, depth_stride, depth, columns, rest_out);
-                break;
-            case 4:
-                multiply_rows<T, 4, ACCUMULATE>(rest, row_stride, depth_stride, depth, columns, rest_out);
-                break;
-            case 3:
-                multiply_rows<T, 3, ACCUMULATE>(rest, row_stride, depth_stride, depth, columns, rest_out);
-                break;
-            case 2:
-                multiply_rows<T, 2, ACCUMULATE>(rest, row_stride, depth_stride, depth, columns, rest_out);
-                break;
-            case 1:
-                multiply_rows<T, 1, ACCUMULATE>(rest, row_stride, depth_stride, depth, columns, rest_out);
-                break;
-            default:
-                break;
-        }
+        multiply_rest<T, most - 1, ACCUMULATE>(rows - row, left + row * row_stride, row_stride, depth_stride, depth,
+                                               columns, out + row * kChannels + channel);
     }
 }
 

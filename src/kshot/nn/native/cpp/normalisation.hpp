@@ -13,9 +13,8 @@ constexpr double kEpsilon = 1e-5;
 // Channel by channel; sums are kept in double precision.
 using Sums = double[kChannels];
 
-template <class T>
 struct Normalisation {
-    double count = 0;  // M
+    double count;  // M
     Sums mean;
     Sums variance;
     Sums inverse;  // 1 / sqrt(variance + eps)
@@ -23,10 +22,15 @@ struct Normalisation {
     Sums delta;
     Sums delta_xhat;
 
-    void finish(int channel) { inverse[channel] = 1 / std::sqrt(variance[channel] + kEpsilon); }
+    void set(int channel, double new_mean, double new_variance) {
+        mean[channel] = new_mean;
+        // Rounding may leave a variance of zero a little below; a NaN passes.
+        variance[channel] = new_variance < 0 ? 0 : new_variance;
+        inverse[channel] = 1 / std::sqrt(variance[channel] + kEpsilon);
+    }
 };
 
-// Left by the R-operator (Pearlmutter 1994): derivatives of the above as parameters move in a direction. With
+// Left by the R-operator (see tangent.hpp): derivatives of the above as parameters move along a direction. With
 // k = mean(y' (y - mean)) / sqrt(variance + eps), the derivative of `inverse` is -inverse^2 k.
 struct NormalisationTangent {
     Sums mean;
@@ -35,9 +39,24 @@ struct NormalisationTangent {
     Sums delta_xhat;
 };
 
+// z is linear in y:  z = slope * y + constant.
+template <class T>
+struct Affine {
+    T slope[kChannels];
+    T constant[kChannels];
+
+    Affine(const Normalisation& norm, const T* scale, const T* shift) {
+        for (int c = 0; c < kChannels; ++c) {
+            const double exact = scale[c] * norm.inverse[c];
+            slope[c] = T(exact);
+            constant[c] = T(shift[c] - exact * norm.mean[c]);
+        }
+    }
+};
+
 // The gradient of the loss by y is, for each channel, linear in what was stored:
 //
-//     dL/dy = on_conv * y + on_conv_tangent * y' + constant + [pooling chose y] (on_delta * delta + on_delta_tangent * delta')
+//     dL/dy = on_conv y + on_conv_tangent y' + constant + [pooling chose y] (on_delta delta + on_delta_tangent delta')
 template <class T>
 struct Gradient {
     T on_conv[kChannels];
@@ -49,7 +68,8 @@ struct Gradient {
 
 // dL/dy = scale / s * (delta - mean(delta) - xhat * mean(delta * xhat)), with s = sqrt(variance + eps).
 template <class T>
-void gradient_by_conv(const Normalisation<T>& norm, const T* scale, Gradient<T>& gradient) {
+Gradient<T> gradient_by_conv(const Normalisation& norm, const T* scale) {
+    Gradient<T> gradient = {};
     for (int c = 0; c < kChannels; ++c) {
         const double slope = scale[c] * norm.inverse[c];
         const double on_conv = -slope * norm.inverse[c] * norm.delta_xhat[c] / norm.count;
@@ -57,12 +77,14 @@ void gradient_by_conv(const Normalisation<T>& norm, const T* scale, Gradient<T>&
         gradient.constant[c] = T(-slope * norm.delta[c] / norm.count - on_conv * norm.mean[c]);
         gradient.on_delta[c] = T(slope);
     }
+    return gradient;
 }
 
-// The derivative of gradient_by_conv along the direction.
+// The derivative of gradient_by_conv along a direction, by the product rule.
 template <class T>
-void gradient_by_conv_tangent(const Normalisation<T>& norm, const NormalisationTangent& tangent, const T* scale,
-                              const T* scale_tangent, Gradient<T>& gradient) {
+Gradient<T> gradient_by_conv_tangent(const Normalisation& norm, const NormalisationTangent& tangent, const T* scale,
+                                     const T* scale_tangent) {
+    Gradient<T> gradient = {};
     for (int c = 0; c < kChannels; ++c) {
         const double r = norm.inverse[c];
         const double slope = scale[c] * r;
@@ -82,6 +104,7 @@ void gradient_by_conv_tangent(const Normalisation<T>& norm, const NormalisationT
         gradient.on_delta[c] = T(slope_tangent);
         gradient.on_delta_tangent[c] = T(slope);
     }
+    return gradient;
 }
 
 }  // namespace kshot

@@ -2,9 +2,7 @@
 #pragma once
 
 #include <cstdint>
-#include <cstdlib>
 #include <cstring>
-#include <new>
 #include <type_traits>
 
 #define KSHOT_INLINE inline __attribute__((always_inline))
@@ -31,7 +29,6 @@ constexpr int kKernelVectors = 2;
 template <class T>
 struct Simd {
     static constexpr int lanes = kVectorBytes / sizeof(T);
-    static constexpr int per_pixel = kChannels / lanes;
     using Integer = std::conditional_t<sizeof(T) == 4, int32_t, int64_t>;
     typedef T Vector __attribute__((vector_size(kVectorBytes)));
     typedef T Unaligned __attribute__((vector_size(kVectorBytes), aligned(alignof(T)), may_alias));
@@ -55,7 +52,7 @@ KSHOT_INLINE void store(T* to, Vector<T> value) {
     *reinterpret_cast<typename Simd<T>::Unaligned*>(to) = value;
 }
 
-// One small integer per channel, widened to the size of T.
+// One small integer for each channel, widened to the size of T.
 template <class T>
 KSHOT_INLINE Integers<T> load_integers(const uint8_t* from) {
     typename Simd<T>::Bytes bytes;
@@ -69,11 +66,14 @@ KSHOT_INLINE void store_integers(uint8_t* to, Integers<T> value) {
     std::memcpy(to, &bytes, sizeof(bytes));
 }
 
-// max(value, 0), but NaN stays NaN so that divergence is seen.
+// One number for each channel, rounded to T.
 template <class T>
-KSHOT_INLINE Vector<T> relu(Vector<T> value) {
-    const Vector<T> zero{};
-    return value < zero ? zero : value;
+KSHOT_INLINE Vector<T> load_rounded(const double* from) {
+    Vector<T> value;
+    for (int lane = 0; lane < Simd<T>::lanes; ++lane) {
+        value[lane] = T(from[lane]);
+    }
+    return value;
 }
 
 template <class T>
@@ -83,45 +83,11 @@ KSHOT_INLINE void add_lanes(Vector<T> value, double* sums) {
     }
 }
 
-// Memory that grows when asked for more and is otherwise used again; contents are not kept.
+// max(value, 0), but NaN stays NaN so that divergence is seen.
 template <class T>
-class Buffer {
-  public:
-    Buffer() = default;
-    Buffer(const Buffer&) = delete;
-    Buffer& operator=(const Buffer&) = delete;
-    Buffer(Buffer&& other) noexcept : data_(other.data_), size_(other.size_) {
-        other.data_ = nullptr;
-        other.size_ = 0;
-    }
-    ~Buffer() { std::free(data_); }
-
-    T* resize(size_t size) {
-        if (size > size_) {
-            std::free(data_);
-            size_ = 0;
-            const size_t bytes = (size * sizeof(T) + 63) / 64 * 64;
-            data_ = static_cast<T*>(std::aligned_alloc(64, bytes));
-            if (data_ == nullptr) {
-                throw std::bad_alloc();
-            }
-            size_ = size;
-        }
-        return data_;
-    }
-
-    T* zeros(size_t size) {
-        resize(size);
-        std::memset(static_cast<void*>(data_), 0, size * sizeof(T));
-        return data_;
-    }
-
-    T* data() { return data_; }
-    const T* data() const { return data_; }
-
-  private:
-    T* data_ = nullptr;
-    size_t size_ = 0;
-};
+KSHOT_INLINE Vector<T> relu(Vector<T> value) {
+    const Vector<T> zero{};
+    return value < zero ? zero : value;
+}
 
 }  // namespace kshot

@@ -13,62 +13,118 @@
 
 namespace kshot {
 
-// F(2x2, 3x3): tiles of 2x2 outputs from 4x4 inputs, 16 products where a direct convolution takes 36.
+// G and A evaluate polynomials at 0, at pairs of points +p and -p, and at infinity. So the two rows of a pair (of G and
+// B^T; of A^T the two columns) are equal but for the sign of every other entry, and share their products.
+
+// F(2x2, 3x3), points 0, +-1: tiles of 2x2 outputs from 4x4 inputs; 4 products an output where a direct sum takes 9.
 struct Tile2 {
     static constexpr int out = 2;
     static constexpr int in = 4;
     struct Input {
+        static constexpr bool paired_rows = true;
         static constexpr int rows = 4;
         static constexpr int columns = 4;
-        static constexpr double at[4][4] = {{1, 0, -1, 0}, {0, 1, 1, 0}, {0, -1, 1, 0}, {0, 1, 0, -1}};
+        static constexpr double at(int r, int c) {
+            constexpr double entries[4][4] = {{1, 0, -1, 0}, {0, 1, 1, 0}, {0, -1, 1, 0}, {0, 1, 0, -1}};
+            return entries[r][c];
+        }
     };
     struct Filter {
+        static constexpr bool paired_rows = true;
         static constexpr int rows = 4;
         static constexpr int columns = 3;
-        static constexpr double at[4][3] = {{1, 0, 0}, {.5, .5, .5}, {.5, -.5, .5}, {0, 0, 1}};
+        static constexpr double at(int r, int c) {
+            constexpr double entries[4][3] = {{1, 0, 0}, {.5, .5, .5}, {.5, -.5, .5}, {0, 0, 1}};
+            return entries[r][c];
+        }
     };
     struct Output {
+        static constexpr bool paired_rows = false;
         static constexpr int rows = 2;
         static constexpr int columns = 4;
-        static constexpr double at[2][4] = {{1, 1, 1, 0}, {0, 1, -1, -1}};
+        static constexpr double at(int r, int c) {
+            constexpr double entries[2][4] = {{1, 1, 1, 0}, {0, 1, -1, -1}};
+            return entries[r][c];
+        }
+    };
+};
+
+// F(4x4, 3x3): tiles of 4x4 outputs from 6x6 inputs; 2.25 products an output. The points 0, +-sqrt(1/2), +-sqrt(2)
+// round half as much as the usual 0, +-1, +-2: in float32 the error is 4 times that of a direct sum.
+struct Tile4 {
+    static constexpr int out = 4;
+    static constexpr int in = 6;
+    static constexpr double p = 0.70710678118654752440;
+    static constexpr double q = 2 * p;
+    struct Input {
+        static constexpr bool paired_rows = true;
+        static constexpr int rows = 6;
+        static constexpr int columns = 6;
+        static constexpr double at(int r, int c) {
+            constexpr double entries[6][6] = {{1, 0, -2.5, 0, 1, 0}, {0, -q, -2, p, 1, 0},  {0, q, -2, -p, 1, 0},
+                                              {0, -p, -.5, q, 1, 0}, {0, p, -.5, -q, 1, 0}, {0, 1, 0, -2.5, 0, 1}};
+            return entries[r][c];
+        }
+    };
+    struct Filter {
+        static constexpr bool paired_rows = true;
+        static constexpr int rows = 6;
+        static constexpr int columns = 3;
+        static constexpr double at(int r, int c) {
+            constexpr double entries[6][3] = {{1, 0, 0},
+                                              {-2. / 3, -2. / 3 * p, -1. / 3},
+                                              {-2. / 3, 2. / 3 * p, -1. / 3},
+                                              {1. / 6, q / 6, 1. / 3},
+                                              {1. / 6, -q / 6, 1. / 3},
+                                              {0, 0, 1}};
+            return entries[r][c];
+        }
+    };
+    struct Output {
+        static constexpr bool paired_rows = false;
+        static constexpr int rows = 4;
+        static constexpr int columns = 6;
+        static constexpr double at(int r, int c) {
+            constexpr double entries[4][6] = {
+                {1, 1, 1, 1, 1, 0}, {0, p, -p, q, -q, 0}, {0, .5, .5, 2, 2, 0}, {0, p / 2, -p / 2, 2 * q, -2 * q, 1}};
+            return entries[r][c];
+        }
     };
 };
 
 template <class Matrix>
 struct Transposed {
+    static constexpr bool paired_rows = !Matrix::paired_rows;
     static constexpr int rows = Matrix::columns;
     static constexpr int columns = Matrix::rows;
+    static constexpr double at(int r, int c) { return Matrix::at(c, r); }
 };
 
-template <class Matrix>
-struct Entry {
-    static constexpr double at(int row, int column) { return Matrix::at[row][column]; }
-};
+// Which columns of a row to sum over.
+enum class Columns { kAll, kEven, kOdd };
 
-template <class Matrix>
-struct Entry<Transposed<Matrix>> {
-    static constexpr double at(int row, int column) { return Matrix::at[column][row]; }
-};
+constexpr bool is_among(Columns columns, int c) {
+    return columns == Columns::kAll || (c % 2 == 0) == (columns == Columns::kEven);
+}
 
-// True if all entries of the row before this column are zero.
+// True if all entries of the row before column c are zero or left out.
 template <class Matrix>
-constexpr bool is_first(int row, int column) {
-    for (int c = 0; c < column; ++c) {
-        if (Entry<Matrix>::at(row, c) != 0) {
+constexpr bool is_first(int row, Columns columns, int c) {
+    for (int before = 0; before < c; ++before) {
+        if (is_among(columns, before) && Matrix::at(row, before) != 0) {
             return false;
         }
     }
     return true;
 }
 
-// sum += M[ROW][COLUMN] * x, with the multiplications by 0, 1 and -1 left out.
-template <class T, class Matrix, int ROW, int COLUMN>
+// sum += M[ROW][C] * x, with the multiplications by 0, 1 and -1 left out.
+template <class T, class Matrix, int ROW, Columns COLUMNS, int C>
 KSHOT_INLINE void add_term(Vector<T> x, Vector<T>& sum) {
-    constexpr double entry = Entry<Matrix>::at(ROW, COLUMN);
-    constexpr bool first = is_first<Matrix>(ROW, COLUMN);
-    if constexpr (entry == 0) {
+    constexpr double entry = Matrix::at(ROW, C);
+    if constexpr (entry == 0 || !is_among(COLUMNS, C)) {
         return;
-    } else if constexpr (first) {
+    } else if constexpr (is_first<Matrix>(ROW, COLUMNS, C)) {
         sum = entry == 1 ? x : (entry == -1 ? -x : x * T(entry));
     } else if constexpr (entry == 1) {
         sum += x;
@@ -79,18 +135,63 @@ KSHOT_INLINE void add_term(Vector<T> x, Vector<T>& sum) {
     }
 }
 
-template <class T, class Matrix, int ROW, int... COLUMNS>
-KSHOT_INLINE Vector<T> row_times(const Vector<T>* x, int step, std::integer_sequence<int, COLUMNS...>) {
+template <class T, class Matrix, int ROW, Columns COLUMNS, int... C>
+KSHOT_INLINE Vector<T> row_times(const Vector<T>* x, int step, std::integer_sequence<int, C...>) {
     Vector<T> sum{};
-    (add_term<T, Matrix, ROW, COLUMNS>(x[COLUMNS * step], sum), ...);
+    (add_term<T, Matrix, ROW, COLUMNS, C>(x[C * step], sum), ...);
+    return sum;
+}
+
+// Row 0, the last row, or the first row of a pair together with the second.
+template <class T, class Matrix, int ROW>
+KSHOT_INLINE void paired_row_times(const Vector<T>* x, int step, Vector<T>* y, int y_step) {
+    constexpr auto all = std::make_integer_sequence<int, Matrix::columns>();
+    if constexpr (ROW == 0 || ROW == Matrix::rows - 1) {
+        y[ROW * y_step] = row_times<T, Matrix, ROW, Columns::kAll>(x, step, all);
+    } else if constexpr (ROW % 2 == 1) {
+        const Vector<T> even = row_times<T, Matrix, ROW, Columns::kEven>(x, step, all);
+        const Vector<T> odd = row_times<T, Matrix, ROW, Columns::kOdd>(x, step, all);
+        y[ROW * y_step] = even + odd;
+        y[(ROW + 1) * y_step] = even - odd;
+    }
+}
+
+// One row of a matrix with paired columns, given sums and differences of the pairs: x[c] + x[c + 1] and x[c] - x[c +
+// 1].
+template <class T, class Matrix, int ROW, int... C>
+KSHOT_INLINE Vector<T> row_times_paired(const Vector<T>* x, std::integer_sequence<int, C...>) {
+    constexpr int last = Matrix::columns - 1;
+    // Even rows need the sums, which lie at odd places; odd rows the differences, which follow them.
+    constexpr Columns needed = ROW % 2 == 0 ? Columns::kOdd : Columns::kEven;
+    struct Needed {
+        static constexpr double at(int, int c) {
+            const bool single = c == 0 || c == last;
+            const int source = !single && c % 2 == 0 ? c - 1 : c;
+            return single || is_among(needed, c) ? Matrix::at(ROW, source) : 0;
+        }
+    };
+    Vector<T> sum{};
+    (add_term<T, Needed, ROW, Columns::kAll, C>(x[C], sum), ...);
     return sum;
 }
 
 template <class T, class Matrix, int... ROWS>
 KSHOT_INLINE void rows_times(const Vector<T>* x, int step, Vector<T>* y, int y_step,
                              std::integer_sequence<int, ROWS...>) {
-    using Columns = std::make_integer_sequence<int, Matrix::columns>;
-    ((y[ROWS * y_step] = row_times<T, Matrix, ROWS>(x, step, Columns())), ...);
+    if constexpr (Matrix::paired_rows) {
+        (paired_row_times<T, Matrix, ROWS>(x, step, y, y_step), ...);
+    } else {
+        constexpr int last = Matrix::columns - 1;
+        Vector<T> mixed[last + 1];
+        mixed[0] = x[0];
+        mixed[last] = x[last * step];
+        for (int c = 1; c < last; c += 2) {
+            mixed[c] = x[c * step] + x[(c + 1) * step];
+            mixed[c + 1] = x[c * step] - x[(c + 1) * step];
+        }
+        constexpr auto all = std::make_integer_sequence<int, Matrix::columns>();
+        ((y[ROWS * y_step] = row_times_paired<T, Matrix, ROWS>(mixed, all)), ...);
+    }
 }
 
 // y = M x for vectors x and y whose elements lie so many steps apart.
@@ -112,185 +213,6 @@ KSHOT_INLINE void sandwich(const Vector<T>* x, Vector<T>* y) {
 #pragma GCC unroll 8
     for (int r = 0; r < rows; ++r) {
         apply<T, Matrix>(half + r * columns, 1, y + r * rows, 1);
-    }
-}
-
-// The tiles of n images of one side: their number, and the distance between two frequencies in memory.
-template <class Tile, int SIDE>
-struct Tiling {
-    static constexpr int per_side = (SIDE + Tile::out - 1) / Tile::out;
-    static constexpr int per_image = per_side * per_side;
-    static constexpr int frequencies = Tile::in * Tile::in;
-    // Enough tiles for an efficient product, few enough for the cache.
-    static constexpr int images_at_once = per_image >= 48 ? 1 : 48 / per_image;
-    // One row more than there are tiles: a stride of a power of two would put all frequencies in the same cache lines.
-    static constexpr long stride = (long(per_image) * images_at_once + 1) * kChannels;
-    static constexpr long size = frequencies * stride;
-};
-
-// frequencies = B^T d B of all tiles; each image column is transformed once and shared by neighbouring tiles.
-template <class T, class Tile, int SIDE>
-void transform_input(const T* images, int n_images, T* frequencies) {
-    using Tiles = Tiling<Tile, SIDE>;
-    constexpr int in = Tile::in;
-    constexpr int overlap = Tile::in - Tile::out;
-    alignas(64) static const T zeros[SIDE * kChannels] = {};
-    for (int image = 0; image < n_images; ++image) {
-        for (int v = 0; v < Simd<T>::per_pixel; ++v) {
-            const T* pixels = images + long(image) * SIDE * SIDE * kChannels + v * Simd<T>::lanes;
-            for (int i = 0; i < Tiles::per_side; ++i) {
-                const T* lines[in];
-                for (int a = 0; a < in; ++a) {
-                    const int row = i * Tile::out - 1 + a;
-                    lines[a] = unsigned(row) < unsigned(SIDE) ? pixels + row * SIDE * kChannels : zeros;
-                }
-                Vector<T> window[in * in];  // [column][frequency row]
-                const auto load_column = [&](int column, Vector<T>* to) {
-                    Vector<T> x[in];
-                    for (int a = 0; a < in; ++a) {
-                        const bool inside = unsigned(column) < unsigned(SIDE);
-                        x[a] = inside ? load(lines[a] + column * kChannels) : Vector<T>{};
-                    }
-                    apply<T, typename Tile::Input>(x, 1, to, 1);
-                };
-                for (int e = 0; e < overlap; ++e) {
-                    load_column(e - 1, window + (e + Tile::out) * in);
-                }
-                const long tile_row = long(image) * Tiles::per_image + i * Tiles::per_side;
-                T* to = frequencies + tile_row * kChannels + v * Simd<T>::lanes;
-#pragma GCC unroll 8
-                for (int j = 0; j < Tiles::per_side; ++j, to += kChannels) {
-                    for (int e = 0; e < overlap * in; ++e) {
-                        window[e] = window[e + Tile::out * in];
-                    }
-                    for (int e = overlap; e < in; ++e) {
-                        load_column(j * Tile::out - 1 + e, window + e * in);
-                    }
-                    for (int a = 0; a < in; ++a) {
-                        Vector<T> y[in];
-                        apply<T, typename Tile::Input>(window + a, in, y, 1);
-                        for (int b = 0; b < in; ++b) {
-                            store(to + (a * in + b) * Tiles::stride, y[b]);
-                        }
-                    }
-                }
-            }
-        }
-    }
-}
-
-// images = adjoint of transform_input: B F B^T of each tile, added where tiles overlap.
-template <class T, class Tile, int SIDE>
-void transform_input_adjoint(const T* frequencies, int n_images, T* images) {
-    using Tiles = Tiling<Tile, SIDE>;
-    using Adjoint = Transposed<typename Tile::Input>;
-    constexpr int in = Tile::in;
-    constexpr int overlap = Tile::in - Tile::out;
-    for (int image = 0; image < n_images; ++image) {
-        for (int v = 0; v < Simd<T>::per_pixel; ++v) {
-            T* pixels = images + long(image) * SIDE * SIDE * kChannels + v * Simd<T>::lanes;
-            for (int i = 0; i < Tiles::per_side; ++i) {
-                Vector<T> window[in * in] = {};  // [column][frequency row]
-                const auto finish_column = [&](int column, const Vector<T>* from) {
-                    if (unsigned(column) >= unsigned(SIDE)) {
-                        return;
-                    }
-                    Vector<T> x[in];
-                    apply<T, Adjoint>(from, 1, x, 1);
-                    for (int a = 0; a < in; ++a) {
-                        const int row = i * Tile::out - 1 + a;
-                        T* to = pixels + (row * SIDE + column) * kChannels;
-                        if (unsigned(row) < unsigned(SIDE)) {
-                            // The tile above left its share in the rows that both cover.
-                            store(to, i > 0 && a < overlap ? load(to) + x[a] : x[a]);
-                        }
-                    }
-                };
-                const long tile_row = long(image) * Tiles::per_image + i * Tiles::per_side;
-                const T* from = frequencies + tile_row * kChannels + v * Simd<T>::lanes;
-#pragma GCC unroll 8
-                for (int j = 0; j < Tiles::per_side; ++j, from += kChannels) {
-                    for (int a = 0; a < in; ++a) {
-                        Vector<T> x[in];
-                        Vector<T> y[in];
-                        for (int b = 0; b < in; ++b) {
-                            x[b] = load(from + (a * in + b) * Tiles::stride);
-                        }
-                        apply<T, Adjoint>(x, 1, y, 1);
-                        for (int e = 0; e < in; ++e) {
-                            window[e * in + a] += y[e];
-                        }
-                    }
-                    for (int e = 0; e < Tile::out; ++e) {
-                        finish_column(j * Tile::out - 1 + e, window + e * in);
-                    }
-                    for (int e = 0; e < in * in; ++e) {
-                        window[e] = e < overlap * in ? window[e + Tile::out * in] : Vector<T>{};
-                    }
-                }
-                for (int e = 0; e < overlap; ++e) {
-                    finish_column(Tiles::per_side * Tile::out - 1 + e, window + e * in);
-                }
-            }
-        }
-    }
-}
-
-// outputs (out, out) = A^T F A of one tile.
-template <class T, class Tile>
-KSHOT_INLINE void transform_output(const T* frequencies, long stride, Vector<T>* outputs) {
-    Vector<T> x[Tile::in * Tile::in];
-#pragma GCC unroll 64
-    for (int f = 0; f < Tile::in * Tile::in; ++f) {
-        x[f] = load(frequencies + f * stride);
-    }
-    sandwich<T, typename Tile::Output>(x, outputs);
-}
-
-// Adjoint of transform_output: frequencies = A Y A^T of one tile.
-template <class T, class Tile>
-KSHOT_INLINE void transform_output_adjoint(const Vector<T>* outputs, T* frequencies, long stride) {
-    Vector<T> x[Tile::in * Tile::in];
-    sandwich<T, Transposed<typename Tile::Output>>(outputs, x);
-#pragma GCC unroll 64
-    for (int f = 0; f < Tile::in * Tile::in; ++f) {
-        store(frequencies + f * stride, x[f]);
-    }
-}
-
-constexpr int kFilterSize = kChannels * kChannels;
-
-// frequencies [f][...] = G g G^T of filters [3 * 3][...].
-template <class T, class Tile>
-void transform_filter(const T* filter, T* frequencies) {
-    constexpr int n_frequencies = Tile::in * Tile::in;
-    for (int k = 0; k < kFilterSize; k += Simd<T>::lanes) {
-        Vector<T> x[9];
-        Vector<T> y[n_frequencies];
-        for (int tap = 0; tap < 9; ++tap) {
-            x[tap] = load(filter + tap * kFilterSize + k);
-        }
-        sandwich<T, typename Tile::Filter>(x, y);
-        for (int f = 0; f < n_frequencies; ++f) {
-            store(frequencies + f * kFilterSize + k, y[f]);
-        }
-    }
-}
-
-// filters = G^T F G, the adjoint of transform_filter.
-template <class T, class Tile>
-void transform_filter_adjoint(const T* frequencies, T* filter) {
-    constexpr int n_frequencies = Tile::in * Tile::in;
-    for (int k = 0; k < kFilterSize; k += Simd<T>::lanes) {
-        Vector<T> x[n_frequencies];
-        Vector<T> y[9];
-        for (int f = 0; f < n_frequencies; ++f) {
-            x[f] = load(frequencies + f * kFilterSize + k);
-        }
-        sandwich<T, Transposed<typename Tile::Filter>>(x, y);
-        for (int tap = 0; tap < 9; ++tap) {
-            store(filter + tap * kFilterSize + k, y[tap]);
-        }
     }
 }
 

@@ -1,0 +1,144 @@
+// Parameters of the network, in one vector and in the frequency domain.
+#pragma once
+
+#include <algorithm>
+#include <type_traits>
+
+#include "conv_block.hpp"
+
+namespace kshot {
+
+// Where a parameter lies in the vector: convolutions as [tap][out][in], scales [block][64], shifts [block][64], then
+// the head [way][64] and its bias [way], if there is one.
+namespace layout {
+
+constexpr long conv(int block) {
+    return block == 0 ? 0 : kTaps * (kChannels + (block - 1L) * kFilterSize);
+}
+constexpr long scale(int block) {
+    return conv(kBlocks) + block * kChannels;
+}
+constexpr long shift(int block) {
+    return scale(kBlocks) + block * kChannels;
+}
+constexpr long head = shift(kBlocks);
+constexpr long size(int ways) {
+    return head + ways * (kChannels + 1L);
+}
+
+}  // namespace layout
+
+// Larger tiles need fewer products but more room for filters, which pays where an image has many tiles.
+template <int SIDE>
+using TileFor = std::conditional_t<(SIDE > 3), Tile4, Tile2>;
+
+constexpr int filter_frequencies(int block) {
+    return kSides[block] > 3 ? Tile4::in * Tile4::in : Tile2::in * Tile2::in;
+}
+
+constexpr long frequency_size(int block) {
+    return long(filter_frequencies(block)) * kFilterSize;
+}
+
+// Calls use(std::integral_constant<int, side>()) with the side of the images of block 1, 2 or 3 (counted from 0).
+template <class Use>
+void with_side(int block, Use use) {
+    if (block == 1) {
+        use(std::integral_constant<int, kSides[1]>());
+    } else if (block == 2) {
+        use(std::integral_constant<int, kSides[2]>());
+    } else {
+        use(std::integral_constant<int, kSides[3]>());
+    }
+}
+
+// to [64][64] = from^T, square by square, which stay in the cache.
+template <class T>
+void transpose_channels(const T* from, T* to) {
+    constexpr int square = 16;
+    for (int top = 0; top < kChannels; top += square) {
+        for (int left = 0; left < kChannels; left += square) {
+            for (int c = left; c < left + square; ++c) {
+                for (int r = top; r < top + square; ++r) {
+                    to[c * kChannels + r] = from[r * kChannels + c];
+                }
+            }
+        }
+    }
+}
+
+// PyTorch stores convolutions as [out][in][tap]; all else is the same.
+template <class T>
+void from_torch(const T* torch, long size, T* flat) {
+    for (int block = 0; block < kBlocks; ++block) {
+        const long count = block == 0 ? kChannels : kFilterSize;
+        const T* from = torch + layout::conv(block);
+        T* to = flat + layout::conv(block);
+        for (int tap = 0; tap < kTaps; ++tap) {
+            for (long k = 0; k < count; ++k) {
+                to[tap * count + k] = from[k * kTaps + tap];
+            }
+        }
+    }
+    std::copy(torch + layout::scale(0), torch + size, flat + layout::scale(0));
+}
+
+template <class T>
+void to_torch(const T* flat, long size, T* torch) {
+    for (int block = 0; block < kBlocks; ++block) {
+        const long count = block == 0 ? kChannels : kFilterSize;
+        const T* from = flat + layout::conv(block);
+        T* to = torch + layout::conv(block);
+        for (int tap = 0; tap < kTaps; ++tap) {
+            for (long k = 0; k < count; ++k) {
+                to[k * kTaps + tap] = from[tap * count + k];
+            }
+        }
+    }
+    std::copy(flat + layout::scale(0), flat + size, torch + layout::scale(0));
+}
+
+// Parameters, or a direction in which they move.
+template <class T>
+class Parameters {
+  public:
+    // The vector is not copied, and must live as long.
+    void set(const T* flat) {
+        flat_ = flat;
+        arena_.lay_out([&](Cursor& cursor) {
+            for (int block = 1; block < kBlocks; ++block) {
+                forward_[block] = cursor.take<T>(frequency_size(block));
+                backward_[block] = cursor.take<T>(frequency_size(block));
+            }
+            turned_ = cursor.take<T>(kTaps * kFilterSize);
+        });
+        for (int block = 1; block < kBlocks; ++block) {
+            for (int tap = 0; tap < kTaps; ++tap) {
+                transpose_channels(conv(block) + tap * kFilterSize, turned_ + tap * kFilterSize);
+            }
+            with_side(block, [&](auto side) {
+                transform_filter<T, TileFor<side.value>>(turned_, forward_[block]);
+                transform_filter<T, TileFor<side.value>>(conv(block), backward_[block]);
+            });
+        }
+    }
+
+    const T* flat() const { return flat_; }
+    const T* conv(int block) const { return flat_ + layout::conv(block); }
+    const T* scale(int block) const { return flat_ + layout::scale(block); }
+    const T* shift(int block) const { return flat_ + layout::shift(block); }
+    const T* head() const { return flat_ + layout::head; }
+
+    // In the frequency domain: [frequency][in][out] for the forward pass, [frequency][out][in] for the backward pass.
+    const T* forward_filter(int block) const { return forward_[block]; }
+    const T* backward_filter(int block) const { return backward_[block]; }
+
+  private:
+    const T* flat_ = nullptr;
+    T* forward_[kBlocks] = {};
+    T* backward_[kBlocks] = {};
+    T* turned_ = nullptr;
+    Arena arena_;
+};
+
+}  // namespace kshot
