@@ -10,7 +10,7 @@ demo: $(VENV)/.installed
 
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest -m "not slow" --cov --cov-report=
-	$(BIN)/python -m pytest -m "slow" --cov --cov-append --cov-report=term:skip-covered
+	$(BIN)/python -m pytest -m "slow" --timeout=900 --cov --cov-append --cov-report=term:skip-covered
 	$(BIN)/python -m coverage report --include="*/kshot/core/*,*/kshot/engine/*,*/kshot/evaluation/*,*/kshot/algorithms/*" --fail-under=95 --format=total
 
 fast: $(VENV)/.installed

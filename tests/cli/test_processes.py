@@ -1,6 +1,7 @@
 """Several processes, and processes that are killed: through the shell, as a user meets them."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -128,3 +129,16 @@ def test_kill_9_and_resume_end_with_the_same_bits(tmp_path, when):
     assert [r.rsplit(",", 1)[0] for r in rows[0]] == [r.rsplit(",", 1)[0] for r in rows[1]]
     results = [read_record(tmp_path / name / "result.json") for name in ("whole", "killed")]
     assert results[0].extra["per_episode"] == results[1].extra["per_episode"]
+
+
+def test_a_full_disk_is_told_once(tmp_path):
+    """Only the first process writes; the others lose their connection to it, and are silent."""
+    run = tmp_path / "run"
+    process = _start(*LINE, "--steps", 100000, "--log-every", 1, "--checkpoint-every", 30, "--devices", 2, "--out", run)
+    _wait_for_step(run, 2, process)
+    shutil.rmtree(run / "checkpoints")
+    (run / "checkpoints").write_text("in the way")
+    _, err = process.communicate(timeout=100)
+    assert process.returncode == 2
+    assert err.count("error: could not write") == 1
+    assert "Traceback" not in err

@@ -49,6 +49,8 @@ examples:
 `kshot train ALGORITHM --data NAME --help` also shows the options of both."""
 
 
+# What PyTorch's collectives say where the process at the other end is gone.
+_LOST = ("closed by peer", "reset by peer", "Broken pipe", "remote process exited", "NCCL error")
 # Names of the groups of options while it is unknown whose they are.
 _ALGORITHM, _DATA = "algorithm_options", "data_options"
 
@@ -287,6 +289,11 @@ def _train(request: Request, out: Path, fabric: Any, display: Display) -> tuple[
         )
     except DivergedError as error:
         raise UserError(f"{error}. {_last_good(out)}") from error
+    except RuntimeError as error:
+        if fabric.world_size == 1 or not any(words in str(error) for words in _LOST):
+            raise
+        # Whatever ended the other process, it has said so itself.
+        raise UserError(_how_to_go_on("another process of this run has ended", out, request)) from error
     except KeyboardInterrupt as stop:
         raise Stopped(_how_to_go_on("stopped", out, request)) from stop
     if outcome.progress.stopped == "interrupted":

@@ -16,7 +16,9 @@ from typing import Any
 import torch
 from lightning_fabric import Fabric
 
-from kshot.core import Learner, UserError
+from kshot.core import Learner, UserError, generator
+from kshot.core.checks import check_episode
+from kshot.core.episode import select
 from kshot.data.download import OnProgress
 from kshot.data.loader import EpisodeLoader
 from kshot.data.source import TaskSource
@@ -120,6 +122,7 @@ def train_run(
     opening: dict[str, Any] = {"root": root, "on_progress": on_download}
     source = open_split(config, "meta_train", **opening)
     config = resolve(config, source.spec)
+    _check_first(source)
     # All that can be wrong with the settings is found before the folder is taken.
     val = open_split(config, "meta_val", **opening).to(fabric.device)
     test = open_split(config, "meta_test", **opening) if config.evaluation.eval_episodes else None
@@ -133,7 +136,7 @@ def train_run(
     )
     config = _claim(out, config, resume, writes=fabric.is_global_zero)
     tell("built", 0, {"config": config, "learner": learner})
-    with _taken(out):
+    with _taken(out, new=not resume):
         trainer = Trainer(
             learner,
             loader,
@@ -154,18 +157,26 @@ def train_run(
     return Outcome(config, learner, progress, scores, record)
 
 
+def _check_first(source: TaskSource) -> None:
+    """Look at one task, so that NaN or labels out of range are found as such, and not as a loss that is no number."""
+    plan = source.plan(1, generator(0, "first look"))
+    episode = select(source.episodes(plan[0] if isinstance(plan, list) else plan), 0)
+    ways = source.spec.n_outputs if episode.support.n_way is None else episode.support.n_way
+    check_episode(episode, source.spec._replace(n_outputs=ways))
+
+
 def _logs(out: Path, config: RunConfig) -> list[Log]:
     logs: list[Log] = [CsvLog(out / "metrics.csv")]
     return [*logs, TensorBoardLog(out / "tensorboard")] if config.where.tensorboard else logs
 
 
 @contextmanager
-def _taken(out: Path) -> Iterator[None]:
+def _taken(out: Path, new: bool) -> Iterator[None]:
     # A run that is refused before anything was saved leaves its folder free for the next try.
     try:
         yield
     except UserError:
-        if not Checkpoints(out / "checkpoints").steps():
+        if new and not Checkpoints(out / "checkpoints").steps() and not (out / "metrics.csv").exists():
             with suppress(OSError):
                 (out / "config.toml").unlink()
         raise
