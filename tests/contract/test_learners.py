@@ -95,6 +95,7 @@ def test_batchings_agree_on_the_networks_of_the_papers(name: str, normalisation:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize(("name", "kind"), PAIRS)
 def test_compiled_programs_agree(name: str, kind: str) -> None:
     report = check_learner(built(name), SPECS[kind], clauses=["batching"], compiled=True)

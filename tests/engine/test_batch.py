@@ -217,6 +217,7 @@ def test_a_way_that_the_learner_has_not(kind: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_compiled_step_is_made_once_for_each_shape() -> None:
     spec = Spec("regression", (2,), 1)
     learner = MAML.from_backbone(MLP(2, (3,)), spec).double()

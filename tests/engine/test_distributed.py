@@ -162,6 +162,7 @@ def close(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor], tolerance: flo
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_two_processes_train_what_one_does(tmp_path: Path) -> None:
     (one,) = run(tmp_path / "one", "plain", 1)
     for mode in ("plain", "uneven"):
@@ -175,6 +176,7 @@ def test_two_processes_train_what_one_does(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_processes_stop_together_and_resume_together(tmp_path: Path) -> None:
     (one,) = run(tmp_path / "one", "plain", 1)
     stopped = run(tmp_path / "two", "stop", 2)

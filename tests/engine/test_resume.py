@@ -120,6 +120,7 @@ def finish(process: subprocess.Popen[bytes]) -> int:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_kill_9_at_any_moment_costs_no_bit(tmp_path: Path) -> None:
     assert finish(start(tmp_path / "whole")) == 0
     chance, kills = random.Random(0), 0

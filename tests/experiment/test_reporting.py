@@ -1,0 +1,84 @@
+"""Reports of run folders: every part that there is something for, and names that differ."""
+
+import dataclasses
+import shutil
+
+import pytest
+
+from kshot.core import UserError
+from kshot.engine.train import TrainConfig
+from kshot.experiment.config import BackboneConfig, EvalConfig, RunConfig, TaskConfig
+from kshot.experiment.reporting import SHOTS, STEPS, Look, run_report, write_reports, write_run_report
+from kshot.experiment.run import train_run
+
+TINY = RunConfig(
+    "maml",
+    "sinusoid",
+    task=TaskConfig(n_shot=5, n_query=5, n_tasks=2),
+    evaluation=EvalConfig(eval_episodes=6, val_episodes=4),
+    train=TrainConfig(steps=4, batching="loop", validate_every=2, log_every=1),
+)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    train_run(TINY, folder / "waves")
+    glyphs = dataclasses.replace(
+        TINY,
+        data="glyphs",
+        task=TaskConfig(3, 1, 12, 2),
+        network=BackboneConfig(n_filters=4),
+        evaluation=EvalConfig(eval_episodes=4, val_episodes=2),
+    )
+    train_run(glyphs, folder / "characters")
+    return folder
+
+
+def test_regression_has_curves_and_tasks(runs):
+    found = run_report(runs / "waves", "waves", Look(n_episodes=4))
+    assert found.record.metric == "mse"
+    assert found.by_shots.x == SHOTS
+    assert found.by_step.x == tuple(range(STEPS + 1))
+    assert len(found.pictures.tasks) > 0
+    assert [step for step, _ in found.history.loss] == [1, 2, 3, 4]
+    assert found.command.startswith("kshot train --config")
+
+
+def test_shots_end_where_the_examples_of_a_class_end(runs):
+    """24 drawings less 12 queries leave 12 shots: 10 are possible; with 16 queries only 5."""
+    found = run_report(runs / "characters", "characters", Look(n_episodes=2))
+    assert found.by_shots.x == (1, 2, 3, 5, 10)
+    assert found.pictures.episodes
+    assert found.pictures.confusions is not None
+
+
+def test_parts_are_told(runs):
+    told = []
+    run_report(runs / "waves", "waves", Look(n_episodes=2, on_part=lambda *part: told.append(part)))
+    assert {what for what, _, _ in told} == {"waves: accuracy against shots", "waves: accuracy against inner steps"}
+    assert all(done <= total for _, done, total in told)
+
+
+def test_a_report_stands_alone(runs):
+    path = write_run_report(runs / "waves")
+    html = path.read_text()
+    assert path == runs / "waves" / "report.html"
+    assert "<script src" not in html
+    assert "<link" not in html
+
+
+def test_names_differ(runs, tmp_path):
+    """Two runs of one algorithm are named by their folders, two folders of one name by their paths."""
+    write_reports([runs / "waves", runs / "characters"], tmp_path / "r.html", Look(n_episodes=2))
+    html = (tmp_path / "r.html").read_text()
+    assert "waves" in html
+    assert "characters" in html
+    shutil.copytree(runs / "waves", tmp_path / "waves")
+    write_reports([runs / "waves", tmp_path / "waves"], tmp_path / "r.html", Look(n_episodes=2))
+    assert str(tmp_path / "waves") in (tmp_path / "r.html").read_text()
+
+
+def test_a_place_that_cannot_be_written(runs):
+    with pytest.raises(UserError, match="could not write|cannot write"):
+        write_reports([runs / "waves"], runs / "waves" / "config.toml" / "r.html", Look(n_episodes=2))
