@@ -28,7 +28,7 @@ Needs no network; a few minutes on two cores.
 
 examples:
   kshot demo
-  kshot demo --out /tmp/demo --seed 1"""
+  kshot demo --out runs/demo --seed 1"""
 
 _BASELINES = {"pixels": "nearest mean image", "untrained": "network not trained"}
 

@@ -127,13 +127,7 @@ def train_run(
     val = open_split(config, "meta_val", **opening).to(fabric.device)
     test = open_split(config, "meta_test", **opening) if config.evaluation.eval_episodes else None
     learner = build_learner(config, source.spec)
-    loader = EpisodeLoader(
-        source.to(fabric.device),
-        config.task.n_tasks,
-        seed=config.train.seed,
-        rank=fabric.global_rank,
-        world=fabric.world_size,
-    )
+    loader = _loader(source, config, fabric)
     config = _claim(out, config, resume, writes=fabric.is_global_zero)
     tell("built", 0, {"config": config, "learner": learner})
     with _taken(out, new=not resume):
@@ -155,6 +149,11 @@ def train_run(
     scores, record = score_run(learner, config, test, progress, on_progress, command)
     record.write(out / "result.json")
     return Outcome(config, learner, progress, scores, record)
+
+
+def _loader(source: TaskSource, config: RunConfig, fabric: Fabric) -> EpisodeLoader:
+    share = {"rank": fabric.global_rank, "world": fabric.world_size}
+    return EpisodeLoader(source.to(fabric.device), config.task.n_tasks, seed=config.train.seed, **share)
 
 
 def _check_first(source: TaskSource) -> None:

@@ -122,10 +122,20 @@ class Conv4(nn.Module):
             (T, N, D).
         """
         features, means, variances = native.trunk(x, self.kernel_parameters())
+        self.average_in(means, variances, x.shape[1])
+        return features
+
+    def average_in(self, means: Tensor, variances: Tensor, n_images: int) -> None:
+        """Average statistics that the kernels took into the running ones, where the normalisation keeps them.
+
+        Args:
+            means: of each convolution without its bias, (T, 4, C).
+            variances: biased, of the same shape.
+            n_images: N, images of each task.
+        """
         for block, side, mean, var in zip(self._own, native.SIDES, means.unbind(1), variances.unbind(1), strict=True):
             bias = torch.zeros(()) if block.conv.bias is None else block.conv.bias.detach()
-            block.norm.average_in(mean + bias, var, count=x.shape[1] * side * side)
-        return features
+            block.norm.average_in(mean + bias, var, count=n_images * side * side)
 
     def kernel_parameters(self) -> list[Tensor]:
         """List the parameters that the compiled kernels read.

@@ -32,6 +32,8 @@ from torch import Tensor, nn
 
 from kshot.core import Episode, Learner, Split, Tree, UserError, register, task_loss, tree_map
 from kshot.engine.inner import Weights, call, weights_of
+from kshot.nn import native
+from kshot.nn.conv import Conv4
 from kshot.nn.norm import collecting, uses_support_statistics
 
 DISTANCES = ("squared_euclidean", "cosine")
@@ -81,7 +83,7 @@ class ProtoNet(Learner):
     @property
     def fused(self) -> bool:
         """True if compiled kernels know the backbone, while training."""
-        return self.training and self.native and getattr(self.backbone, "fusable", False)
+        return self.training and isinstance(self.backbone, Conv4) and self.backbone.fusable
 
     def embed(self, x: Tree) -> Tensor:
         """Embed examples.
@@ -149,15 +151,28 @@ class ProtoNet(Learner):
         return self._losses(episodes, self.embed)
 
     def fused_losses(self, episodes: Episode) -> Tensor:
-        """Embed the examples of all tasks in one pass of the compiled kernels.
+        """Losses by compiled kernels, gradient and all; for cosines the embedding alone.
 
         Args:
             episodes: T episodes.
 
         Returns:
             (T,) losses.
+
+        Raises:
+            TypeError: the kernels do not know the backbone; ``fused`` tells.
         """
-        return self._losses(episodes, self.backbone.fused)  # pyright: ignore[reportArgumentType]
+        support, query = episodes
+        if not isinstance(self.backbone, Conv4):
+            raise TypeError(f"expected a Conv4 backbone, got {type(self.backbone).__name__}; see ProtoNet.fused")
+        if self.distance == "cosine":
+            return self._losses(episodes, self.backbone.fused)
+        x = torch.cat([support.x, query.x], 1)
+        losses, means, variances = native.protonet_losses(
+            x, support.y, query.y, support.ways(), self.backbone.kernel_parameters()
+        )
+        self.backbone.average_in(means, variances, x.shape[1])
+        return losses
 
     def _losses(self, episodes: Episode, embed: Callable[[Tree], Tensor]) -> Tensor:
         support, query = episodes

@@ -4,6 +4,7 @@ from kshot.nn.native.build import NativeUnavailableError, available, why_not
 from kshot.nn.native.conv4 import Trunk, trunk
 from kshot.nn.native.kernels import EPS, SIDES, Inner, Labelled
 from kshot.nn.native.maml import maml_losses
+from kshot.nn.native.protonet import ProtoNetLosses, protonet_losses
 
 __all__ = [
     "EPS",
@@ -11,9 +12,11 @@ __all__ = [
     "Inner",
     "Labelled",
     "NativeUnavailableError",
+    "ProtoNetLosses",
     "Trunk",
     "available",
     "maml_losses",
+    "protonet_losses",
     "trunk",
     "why_not",
 ]

@@ -23,16 +23,8 @@ from kshot.nn.native.kernels import REALS
 from kshot.nn.native.selftest import failure
 
 SOURCES = Path(__file__).parent / "cpp"
-FLAGS = (
-    "-std=c++17",
-    "-O3",
-    "-ffp-contract=fast",
-    "-fno-math-errno",
-    "-fopenmp",
-    "-fvisibility=hidden",
-    "-shared",
-    "-fPIC",
-)
+OPTIMISE = ("-std=c++17", "-O3", "-ffp-contract=fast", "-fno-math-errno", "-fopenmp")
+FLAGS = (*OPTIMISE, "-fvisibility=hidden", "-shared", "-fPIC")
 # For the processor at hand; others get the compiler's default.
 X86_FLAGS, ARM_FLAGS = ("-march=native", "-mprefer-vector-width=512"), ("-mcpu=native",)
 PROCESSOR_FLAGS = {"x86_64": X86_FLAGS, "AMD64": X86_FLAGS, "aarch64": ARM_FLAGS, "arm64": ARM_FLAGS}

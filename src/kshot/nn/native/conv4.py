@@ -14,7 +14,7 @@ from kshot.nn.native.kernels import IMAGE_SHAPE, N_FILTERS, REALS, Pool, trunk_b
 
 SHAPES = [(N_FILTERS, 1, 3, 3), *[(N_FILTERS, N_FILTERS, 3, 3)] * 3, *[(N_FILTERS,)] * 8]
 
-_pool = Pool("trunk")
+pool = Pool("trunk")
 
 
 class Trunk(NamedTuple):
@@ -85,6 +85,24 @@ def check_parameters(parameters: Sequence[Tensor], shapes: Sequence[tuple[int, .
         raise ValueError(f"expected the parameters of Conv4-64 in {dtype} on the CPU, got {got}")
 
 
+def check_labels(y: Tensor, shape: tuple[int, ...], ways: int) -> None:
+    """Refuse labels that would make a kernel read beyond its memory.
+
+    Args:
+        y: should be int64 of 0..ways-1, on the CPU.
+        shape: what its shape should be.
+        ways: number of classes.
+
+    Raises:
+        ValueError: they are something else.
+    """
+    if tuple(y.shape) != shape or 0 in shape or y.dtype != torch.int64 or y.device.type != "cpu":
+        raise ValueError(f"expected int64 labels {shape} on the CPU, got {tuple(y.shape)} of {y.dtype} on {y.device}")
+    low, high = (int(v) for v in torch.aminmax(y))
+    if low < 0 or high >= ways:
+        raise ValueError(f"expected labels 0..{ways - 1}, got {low}..{high}")
+
+
 def flatten(parameters: Sequence[Tensor]) -> Tensor:
     """Copy tensors into one, end to end.
 
@@ -115,7 +133,7 @@ class _Trunk(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, *parameters: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         x, flat = x.contiguous(), flatten(parameters)
-        ctx.kernel, ctx.n_parameters = _pool.take(library(x.dtype)), len(flat)
+        ctx.kernel, ctx.n_parameters = pool.take(library(x.dtype)), len(flat)
         features, means, variances = trunk_forward(ctx.kernel, flat, x, torch.get_num_threads())
         ctx.save_for_backward(x)  # whose address the kernel remembers
         ctx.mark_non_differentiable(means, variances)
@@ -127,6 +145,6 @@ class _Trunk(torch.autograd.Function):
         if ctx.kernel is None:
             raise RuntimeError("the native trunk can be differentiated once; call it again for another gradient")
         grad = trunk_backward(ctx.kernel, grad_outputs[0].contiguous(), ctx.n_parameters)
-        _pool.put_back(ctx.kernel)
+        pool.put_back(ctx.kernel)
         ctx.kernel = None
         return None, *unflatten(grad, SHAPES)

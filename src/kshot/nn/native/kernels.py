@@ -157,6 +157,49 @@ def trunk_backward(kernel: Kernel, grad_features: Tensor, n_parameters: int) -> 
     return grad
 
 
+class ProtoNetResult(NamedTuple):
+    """What ``protonet_run`` computes.
+
+    Attributes:
+        losses: (T,).
+        grad: of the mean loss by the parameters, flat.
+        means: as of ``trunk_forward``, (T, 4, 64).
+        variances: likewise.
+    """
+
+    losses: Tensor
+    grad: Tensor
+    means: Tensor
+    variances: Tensor
+
+
+def protonet_run(
+    kernel: Kernel, parameters: Tensor, ways: int, x: Tensor, support_y: Tensor, query_y: Tensor, threads: int
+) -> ProtoNetResult:
+    """Compute the losses of T tasks by distances to prototypes, and the gradient of their mean.
+
+    Args:
+        kernel: of kind "trunk".
+        parameters: convolutions, scales and shifts, flat.
+        ways: number of classes.
+        x: support, then queries, (T, S + Q, 1, 28, 28), contiguous.
+        support_y: int64 (T, S).
+        query_y: int64 (T, Q).
+        threads: how many to use; the results depend on it in the last bits.
+
+    Returns:
+        Losses, gradient, statistics.
+    """
+    n_tasks = len(x)
+    losses, grad = x.new_empty(n_tasks), torch.empty_like(parameters)
+    means, variances = (x.new_empty(n_tasks, len(SIDES), N_FILTERS) for _ in range(2))
+    labels: list[Tensor | int] = []
+    for y in (support_y, query_y):
+        labels += [y.to(torch.int32).contiguous(), y.shape[1]]
+    kernel("protonet", parameters, ways, x, *labels, n_tasks, losses, means, variances, grad, threads)
+    return ProtoNetResult(losses, grad, means, variances)
+
+
 def maml_run(
     kernel: Kernel, parameters: Tensor, ways: int, support: Labelled, query: Labelled, inner: Inner, threads: int
 ) -> tuple[Tensor, Tensor]:

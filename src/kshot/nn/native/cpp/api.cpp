@@ -38,11 +38,20 @@ KSHOT_EXPORT void trunk_delete(Trunk* trunk) {
 KSHOT_EXPORT int trunk_forward(Trunk* trunk, const Real* parameters, const Real* images, int n_groups, int n_images,
                                Real* features, Real* means, Real* variances, int threads) {
     return guarded(
-        [&] { trunk->forward(parameters, images, n_groups, n_images, features, means, variances, threads); });
+        [&] { trunk->forward(parameters, images, n_groups, n_images, features, {means, variances}, threads); });
 }
 
 KSHOT_EXPORT int trunk_backward(Trunk* trunk, const Real* d_features, Real* grad) {
     return guarded([&] { trunk->backward(d_features, grad); });
+}
+
+KSHOT_EXPORT int trunk_protonet(Trunk* trunk, const Real* parameters, int ways, const Real* images,
+                                const int* support_y, int n_support, const int* query_y, int n_query, int n_tasks,
+                                Real* losses, Real* means, Real* variances, Real* grad, int threads) {
+    return guarded([&] {
+        trunk->protonet(parameters, ways, images, support_y, n_support, query_y, n_query, n_tasks, losses,
+                        {means, variances}, grad, threads);
+    });
 }
 
 KSHOT_EXPORT Maml* maml_new() {

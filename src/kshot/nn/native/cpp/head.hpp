@@ -5,7 +5,7 @@
 #include <cmath>
 #include <vector>
 
-#include "simd.hpp"
+#include "features.hpp"
 
 namespace kshot {
 
@@ -18,27 +18,6 @@ struct Head {
     const T* row(int way) const { return weight + long(way) * kChannels; }
     T bias(int way) const { return weight[long(ways) * kChannels + way]; }
 };
-
-template <class T>
-T dot(const T* a, const T* b) {
-    Vector<T> sum{};
-    for (int c = 0; c < kChannels; c += Simd<T>::lanes) {
-        sum += load(a + c) * load(b + c);
-    }
-    T result = 0;
-    for (int lane = 0; lane < Simd<T>::lanes; ++lane) {
-        result += sum[lane];
-    }
-    return result;
-}
-
-// to += factor * from.
-template <class T>
-void add_multiple(T factor, const T* from, T* to) {
-    for (int c = 0; c < kChannels; c += Simd<T>::lanes) {
-        store(to + c, load(to + c) + factor * load(from + c));
-    }
-}
 
 // Softmax of each example, and dL/dz = (p - [label]) / n.
 template <class T>

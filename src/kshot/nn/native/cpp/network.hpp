@@ -4,7 +4,6 @@
 #include <vector>
 
 #include "first_block.hpp"
-#include "parallel.hpp"
 #include "parameters.hpp"
 
 namespace kshot {
@@ -193,7 +192,7 @@ void backward(const Parameters<T>& theta, Pass<T>& pass, const T* d_features, T*
 template <class T>
 void collect_filters(Workers<T>& workers, T* grad) {
     const int threads = int(workers.size());
-    parallel_for(kBlocks - 1, std::min(threads, kBlocks - 1), [&](int index) {
+    parallel_for(kBlocks - 1, threads, [&](int index) {
         const int b = index + 1;
         T* sum = workers[0].d_filter[b];
         for (int w = 1; w < threads; ++w) {

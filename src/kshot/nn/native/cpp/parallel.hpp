@@ -1,6 +1,7 @@
 // Loops over threads whose division of work, and so whose rounding, depends on the number of threads alone.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <new>
 
@@ -26,7 +27,7 @@ void parallel_for(int count, int threads, Work work) {
         return;
     }
     std::atomic<bool> exhausted{false};
-#pragma omp parallel for num_threads(threads) schedule(static, 1)
+#pragma omp parallel for num_threads(std::min(count, threads)) schedule(static, 1)
     for (int i = 0; i < count; ++i) {
         try {
             work(i);

@@ -5,6 +5,7 @@
 #include <type_traits>
 
 #include "conv_block.hpp"
+#include "parallel.hpp"
 
 namespace kshot {
 
@@ -103,24 +104,25 @@ template <class T>
 class Parameters {
   public:
     // The vector is not copied, and must live as long.
-    void set(const T* flat) {
+    void set(const T* flat, int threads = 1) {
         flat_ = flat;
         arena_.lay_out([&](Cursor& cursor) {
             for (int block = 1; block < kBlocks; ++block) {
                 forward_[block] = cursor.take<T>(frequency_size(block));
                 backward_[block] = cursor.take<T>(frequency_size(block));
+                turned_[block] = cursor.take<T>(kTaps * kFilterSize);
             }
-            turned_ = cursor.take<T>(kTaps * kFilterSize);
         });
-        for (int block = 1; block < kBlocks; ++block) {
+        parallel_for(kBlocks - 1, threads, [&](int index) {
+            const int block = index + 1;
             for (int tap = 0; tap < kTaps; ++tap) {
-                transpose_channels(conv(block) + tap * kFilterSize, turned_ + tap * kFilterSize);
+                transpose_channels(conv(block) + tap * kFilterSize, turned_[block] + tap * kFilterSize);
             }
             with_side(block, [&](auto side) {
-                transform_filter<T, TileFor<side.value>>(turned_, forward_[block]);
+                transform_filter<T, TileFor<side.value>>(turned_[block], forward_[block]);
                 transform_filter<T, TileFor<side.value>>(conv(block), backward_[block]);
             });
-        }
+        });
     }
 
     const T* flat() const { return flat_; }
@@ -137,7 +139,7 @@ class Parameters {
     const T* flat_ = nullptr;
     T* forward_[kBlocks] = {};
     T* backward_[kBlocks] = {};
-    T* turned_ = nullptr;
+    T* turned_[kBlocks] = {};
     Arena arena_;
 };
 

@@ -1,58 +1,108 @@
-// The network alone, for G groups of images with statistics of their own.
+// The network alone, and with the loss of Prototypical Networks, for groups of images with statistics of their own.
 #pragma once
 
 #include "network.hpp"
+#include "prototypes.hpp"
 
 namespace kshot {
+
+// What batch normalisation took of each group, (G, 4, 64).
+template <class T>
+struct Statistics {
+    T* means;
+    T* variances;
+
+    void append(const Pass<T>& pass) {
+        for (const BlockState<T>& block : pass.block) {
+            means = std::copy_n(block.norm.mean, kChannels, means);
+            variances = std::copy_n(block.norm.variance, kChannels, variances);
+        }
+    }
+};
 
 template <class T>
 class Trunk {
   public:
-    // features (G, N, 64); means and variances (G, 4, 64) of the convolutions.
-    void forward(const T* parameters, const T* images, int n_groups, int n_images, T* features, T* means, T* variances,
-                 int threads) {
-        if (int(workers_.size()) != threads) {
-            workers_ = Workers<T>(threads);
-        }
-        flat_.resize(layout::head);
-        from_torch(parameters, layout::head, flat_.data());
-        theta_.set(flat_.data());
-        if (int(passes_.size()) < n_groups) {
-            passes_.resize(n_groups);
-        }
-        n_groups_ = n_groups;
+    // Features (G, N, 64).
+    void forward(const T* parameters, const T* images, int n_groups, int n_images, T* features,
+                 Statistics<T> statistics, int threads) {
+        start(parameters, n_groups, threads);
         for (int g = 0; g < n_groups; ++g) {
             Pass<T>& pass = passes_[g];
             kshot::forward(theta_, images + long(g) * n_images * kImageSize, n_images, pass, workers_);
-            std::copy_n(pass.last().out, long(n_images) * kChannels, features + long(g) * n_images * kChannels);
-            for (const BlockState<T>& block : pass.block) {
-                means = std::copy_n(block.norm.mean, kChannels, means);
-                variances = std::copy_n(block.norm.variance, kChannels, variances);
-            }
+            features = std::copy_n(pass.last().out, n_images * image_size(kBlocks), features);
+            statistics.append(pass);
         }
     }
 
     // The images that `forward` was given must still be there.
     void backward(const T* d_features, T* grad) {
-        grad_.assign(layout::head, T(0));
-        for (Worker<T>& worker : workers_) {
-            worker.clear_filters();
-        }
+        clear_gradient();
         for (int g = 0; g < n_groups_; ++g) {
             kshot::backward(theta_, passes_[g], d_features, grad_.data(), workers_);
             d_features += passes_[g].n_images * image_size(kBlocks);
         }
-        collect_filters(workers_, grad_.data());
-        to_torch(grad_.data(), layout::head, grad);
+        finish_gradient(T(1), grad);
+    }
+
+    // Losses of n_tasks tasks and the gradient of their mean. The images of a task, (n_tasks, S + Q, 784), are its
+    // support and then its queries, normalised together.
+    void protonet(const T* parameters, int ways, const T* images, const int* support_y, int n_support,
+                  const int* query_y, int n_query, int n_tasks, T* losses, Statistics<T> statistics, T* grad,
+                  int threads) {
+        start(parameters, 1, threads);
+        clear_gradient();
+        const int n_images = n_support + n_query;
+        d_features_.resize(n_images * image_size(kBlocks));
+        Pass<T>& pass = passes_[0];
+        for (int task = 0; task < n_tasks; ++task) {
+            kshot::forward(theta_, images + long(task) * n_images * kImageSize, n_images, pass, workers_);
+            const T* features = pass.last().out;
+            const Embedded<T> support = {features, support_y + long(task) * n_support, n_support};
+            const Embedded<T> query = {support.row(n_support), query_y + long(task) * n_query, n_query};
+            losses[task] = head_.loss_and_gradient(support, query, ways, d_features_.data(),
+                                                   d_features_.data() + n_support * image_size(kBlocks));
+            kshot::backward(theta_, pass, d_features_.data(), grad_.data(), workers_);
+            statistics.append(pass);
+        }
+        finish_gradient(T(1) / n_tasks, grad);
     }
 
   private:
+    void start(const T* parameters, int n_groups, int threads) {
+        if (int(workers_.size()) != threads) {
+            workers_ = Workers<T>(threads);
+        }
+        if (int(passes_.size()) < n_groups) {
+            passes_.resize(n_groups);
+        }
+        n_groups_ = n_groups;
+        flat_.resize(layout::head);
+        from_torch(parameters, layout::head, flat_.data());
+        theta_.set(flat_.data(), threads);
+    }
+
+    void clear_gradient() {
+        grad_.assign(layout::head, T(0));
+        parallel_for(int(workers_.size()), int(workers_.size()), [&](int w) { workers_[w].clear_filters(); });
+    }
+
+    void finish_gradient(T factor, T* grad) {
+        collect_filters(workers_, grad_.data());
+        for (T& g : grad_) {
+            g *= factor;
+        }
+        to_torch(grad_.data(), layout::head, grad);
+    }
+
     int n_groups_ = 0;
     std::vector<T> flat_;
     std::vector<T> grad_;
+    std::vector<T> d_features_;
     Parameters<T> theta_;
     Workers<T> workers_;
     std::vector<Pass<T>> passes_;
+    PrototypeHead<T> head_;
 };
 
 }  // namespace kshot
