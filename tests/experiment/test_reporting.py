@@ -80,5 +80,5 @@ def test_names_differ(runs, tmp_path):
 
 
 def test_a_place_that_cannot_be_written(runs):
-    with pytest.raises(UserError, match="could not write|cannot write"):
+    with pytest.raises(UserError, match=r"could not write|cannot write"):
         write_reports([runs / "waves"], runs / "waves" / "config.toml" / "r.html", Look(n_episodes=2))

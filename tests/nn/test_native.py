@@ -134,6 +134,53 @@ def test_only_the_network_that_the_kernels_know_is_fusable():
     assert not hooked.fusable
 
 
+@needs_compiler
+def test_negative_scales_pool_the_lowest_value():
+    p, x = _parameters(torch.float64), _drawings(1, 5, torch.float64)
+    p = [(-t if t.ndim == 1 and i % 2 else t).detach().requires_grad_() for i, t in enumerate(p)]
+    torch.testing.assert_close(_fused(x, p), _plain(x, p), rtol=1e-9, atol=1e-10)
+    torch.testing.assert_close(_gradient(_fused, x, p), _gradient(_plain, x, p), rtol=1e-7, atol=1e-8)
+
+
+@needs_compiler
+def test_divergence_is_not_hidden():
+    # A ReLU by max(z, 0) would turn NaN into 0.
+    p = _parameters(torch.float32)
+    p[1].data[0, 0, 0, 0] = float("nan")
+    assert bool(torch.isnan(_fused(_drawings(1, 3, torch.float32), p)).any())
+
+
+def _losses(support_y, query_y, ways=2, dtype=torch.float32):
+    x = _drawings(len(support_y), support_y.shape[1] + query_y.shape[1], dtype)
+    return native.protonet_losses(x, support_y, query_y, ways, _parameters(dtype)).losses
+
+
+@needs_compiler
+@pytest.mark.parametrize("wrong", [torch.tensor([[0, 2]]), torch.tensor([[-1, 1]]), torch.tensor([[0.0, 1.0]])])
+def test_labels_beyond_the_classes_are_refused(wrong):
+    fine = torch.tensor([[0, 1]])
+    for support_y, query_y in ((wrong, fine), (fine, wrong)):
+        with pytest.raises(ValueError, match="labels"):
+            _losses(support_y, query_y)
+    x = _drawings(1, 2, torch.float32)
+    head = [torch.zeros(2, 64), torch.zeros(2)]
+    with pytest.raises(ValueError, match="labels"):
+        native.maml_losses(
+            native.Labelled(x, wrong),
+            native.Labelled(x, fine),
+            [*_parameters(torch.float32), *head],
+            native.Inner(lr=0.1, n_steps=1, first_order=False),
+        )
+
+
+@needs_compiler
+def test_only_the_mean_of_the_losses_has_a_gradient():
+    y = torch.tensor([[0, 1], [1, 0]])
+    _losses(y, y).sum().backward()
+    with pytest.raises(RuntimeError, match="weigh differently"):
+        (_losses(y, y) * torch.tensor([1.0, 2.0])).sum().backward()
+
+
 @pytest.mark.parametrize("variable", ["KSHOT_NATIVE=0", "CXX=no-such-compiler"])
 def test_without_kernels_everything_still_works(variable, tmp_path, monkeypatch):
     name, value = variable.split("=")
