@@ -152,8 +152,8 @@ def train_run(
 
 
 def _loader(source: TaskSource, config: RunConfig, fabric: Fabric) -> EpisodeLoader:
-    share = {"rank": fabric.global_rank, "world": fabric.world_size}
-    return EpisodeLoader(source.to(fabric.device), config.task.n_tasks, seed=config.train.seed, **share)
+    source, rank, world = source.to(fabric.device), fabric.global_rank, fabric.world_size
+    return EpisodeLoader(source, config.task.n_tasks, seed=config.train.seed, rank=rank, world=world)
 
 
 def _check_first(source: TaskSource) -> None:
