@@ -21,7 +21,7 @@ def test_learners_see_the_same_episodes():
     first, *others = (demo_config(name, Plan()) for name in LEARNERS)
     for other in others:
         changed = differences(first, other)
-        assert [line.split(":")[0] for line in changed] == ["algorithm"]
+        assert [line.split(":")[0] for line in changed] == ["algorithm", "train.batching"]
 
 
 def test_tests_saw_identical_episodes(demo):

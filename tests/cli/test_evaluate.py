@@ -72,7 +72,8 @@ def test_the_table_and_a_file(kshot, glyphs_run, tmp_path):
     assert read_record(tmp_path / "r.json").n_episodes == 4
 
 
-def test_a_head_for_five_classes_cannot_do_seven(kshot, tmp_path):
+def test_a_head_for_five_classes_cannot_do_seven(kshot, tmp_path, monkeypatch):
+    monkeypatch.setattr("kshot.cli.train.write_run_report", lambda run, **options: run / "report.html")
     from tests.cli.conftest import TINY
 
     assert kshot("train", "maml", "--data", "glyphs", *TINY, "--out", tmp_path / "run").status == 0

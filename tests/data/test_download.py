@@ -61,6 +61,12 @@ class Server:
         handler.wfile.write(body[: self.cuts.pop(0)] if self.cuts else body)
 
 
+@pytest.fixture(autouse=True)
+def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A proxy that the machine names would be asked for our own server."""
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+
+
 @pytest.fixture(scope="module")
 def listening() -> Iterator[list[Server]]:
     current: list[Server] = []

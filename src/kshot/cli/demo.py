@@ -51,7 +51,7 @@ class Demo:
     n_episodes: int = Plan.n_episodes
     seed: int = 0
     device: str = "auto"
-    threads: int = 0
+    threads: int = Plan.threads
 
 
 def run(args: Sequence[str]) -> int:
@@ -86,7 +86,7 @@ def run(args: Sequence[str]) -> int:
 
 def _introduce(display: Display, plan: Plan) -> None:
     with display.waiting("drawing the data set glyphs (once)"):
-        config = demo_config(LEARNERS[0], plan)
+        config = demo_config(next(iter(LEARNERS)), plan)
         train, test = (open_split(config, split) for split in ("meta_train", "meta_test"))
     display.say("kshot demo: learn new characters from one example of each.")
     if isinstance(train, ImageTasks) and isinstance(test, ImageTasks):

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import torch
 from tyro.conf import Positional, arg
 
 from kshot.cli.flags import first_positional, parse, peek
@@ -104,7 +105,15 @@ def shape(config: RunConfig | None, data: str) -> type:
                 "(default: as in training)",
             ),
             ("device", Annotated[str, arg(help="auto, cpu, cuda, cuda:0, mps")], "auto"),
-            flag("json", str, "", "write the record there; - for standard output, and nothing else", "FILE", "(none)"),
+            ("threads", Annotated[int, arg(help="threads on a CPU; 0 for PyTorch's choice")], 0),
+            flag(
+                "json",
+                str,
+                "",
+                "write the record there; - for standard output, and nothing else",
+                "FILE",
+                "(default: none)",
+            ),
             flag(
                 "data_root", str, "", "where data sets lie", "DIR", "(default: KSHOT_DATA, or the user's cache folder)"
             ),
@@ -115,6 +124,8 @@ def shape(config: RunConfig | None, data: str) -> type:
 
 
 def _evaluate(args: Sequence[str], folder: Path, config: RunConfig, data: str, found: Any) -> Record:
+    if found.threads > 0:
+        torch.set_num_threads(found.threads)
     with Display() as display:
         view = RunView(display, f"{config.algorithm} on {data}", 0)
         view.wait(f"opening {data}")

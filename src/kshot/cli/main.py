@@ -11,6 +11,7 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from io import TextIOWrapper
 from types import TracebackType
 
 import kshot
@@ -60,6 +61,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     if argv is None:
         sys.excepthook = _report_bug
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, TextIOWrapper):
+                # A terminal that has no sign for plus-minus gets a question mark, not an error.
+                stream.reconfigure(errors="replace")
     args = list(sys.argv[1:] if argv is None else argv)
     with listening() as heard:
         try:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
+import torch
 from tyro.conf import Positional, arg
 
 from kshot.cli.flags import parse
@@ -34,6 +35,7 @@ class Report:
         out: the HTML file.
         n_episodes: episodes behind each point of a curve and for pictures; results themselves are not measured again.
         device: auto, cpu, cuda, cuda:0, mps.
+        threads: threads on a CPU; 0 for PyTorch's choice.
         data_root: where data sets lie.
     """
 
@@ -41,6 +43,7 @@ class Report:
     out: Annotated[str, arg(metavar="FILE", help_behavior_hint="(default: RUN/report.html, or report.html)")] = ""
     n_episodes: int = N_EPISODES
     device: str = "auto"
+    threads: int = 0
     data_root: Annotated[
         str, arg(metavar="DIR", help_behavior_hint="(default: KSHOT_DATA, or the user's cache folder)")
     ] = ""
@@ -63,6 +66,8 @@ def run(args: Sequence[str]) -> int:
         raise UserError("expected the folder of a run: kshot report RUN ...")
     if len({path.resolve() for path in asked.runs}) < len(asked.runs):
         raise UserError("expected each run once; name a run folder only once")
+    if asked.threads > 0:
+        torch.set_num_threads(asked.threads)
     out = Path(asked.out) if asked.out else _default(asked.runs)
     with Display() as display:
         parts = Parts(display)

@@ -57,7 +57,7 @@ def _held(held: Mapping[str, Any], options: Mapping[str, inspect.Parameter], nam
         Option -> its value, and where that came from.
     """
     return {
-        option: (typed_value(value, options[option].annotation, f"option {option} of {name}"), "as in the file")
+        option: (typed_value(value, options[option].annotation, f"option {option} of {name}"), "as in config.toml")
         for option, value in held.items()
         if option in options
     }
