@@ -103,7 +103,7 @@ _RECIPES = (
             evaluation=EvalConfig(eval_n_query=1, eval_episodes=0, val_episodes=200),
             network=BackboneConfig(downsample="stride"),
             train=TrainConfig(
-                steps=6000, schedule="step", lr_every=2500, compile="auto", validate_every=250, checkpoint_every=250
+                steps=10000, schedule="cosine", batching="vmap", validate_every=500, checkpoint_every=250
             ),
         ),
         rows=(
@@ -118,8 +118,8 @@ _RECIPES = (
             ),
         ),
         protocol="Second order, 1 inner step of 0.4 in training and 3 in the test, 32 tasks, 1 query a class, strided "
-        "convolutions, as in the authors' code; 6,000 outer steps, their rate halved every 2,500, where that has "
-        "60,000 at one rate. Transductive: queries are normalised by their own batch. The inductive row is the same "
+        "convolutions, as in the authors' code; 10,000 outer steps, their rate falling to zero by a cosine, where "
+        "that has 60,000 at one rate. Transductive: queries are normalised by their own batch. The inductive row is the same "
         "weights under the statistics of the support.",
     ),
     Recipe(
