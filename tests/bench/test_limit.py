@@ -1,6 +1,6 @@
 import torch
 
-from kshot.bench.limit import count_operations, matmul_peak
+from kshot.bench.limit import MatrixProduct, count_operations
 
 
 def test_operations_of_a_product_and_its_gradient():
@@ -23,5 +23,6 @@ def test_second_derivatives_are_counted():
     assert count_operations(twice) > once
 
 
-def test_peak_is_a_rate():
-    assert matmul_peak(size=64, rounds=3) > 1e6
+def test_a_product_counts_its_operations():
+    product = MatrixProduct(size=64, repeats=3)
+    assert count_operations(product) == product.operations == 3 * 2 * 64**3

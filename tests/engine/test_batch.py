@@ -187,6 +187,17 @@ def test_combine_is_the_mean_over_tasks(sizes: list[int], seed: int) -> None:
     torch.testing.assert_close(got.buffers["b"], each[:, 1].mean())
 
 
+def test_how_tasks_are_shared_out_changes_no_bit() -> None:
+    g = torch.Generator().manual_seed(0)
+    scale = torch.logspace(-6, 6, 8)[:, None]  # sums of such numbers in float32 depend on their order
+    parts = [OuterGradient(torch.zeros(1), {"w": w}, {}) for w in scale * torch.randn(8, 1000, generator=g)]
+    alone = combine(parts).grads["w"]
+    assert alone.dtype == torch.float32
+    assert torch.equal(alone, combine(parts[::-1]).grads["w"])
+    shares = [combine(parts[rank::2], wide=True) for rank in range(2)]
+    assert torch.equal(alone, combine(shares, wide=True).grads["w"].float())
+
+
 def test_nothing_to_combine() -> None:
     with pytest.raises(UserError, match="at least one task"):
         combine([])

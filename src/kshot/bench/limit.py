@@ -2,31 +2,31 @@
 
 from __future__ import annotations
 
-import statistics
-import time
 from collections.abc import Callable
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 
-def matmul_peak(size: int = 2048, rounds: int = 7) -> float:
-    """Measure the matrix-product peak of the CPU in float32, with the threads of this process.
+class MatrixProduct:
+    """A float32 matrix product that reaches the peak of the CPU, with the threads of this process.
 
     Args:
         size: rows and columns of the matrices.
-        rounds: products; the median counts.
+        repeats: products in a row.
 
-    Returns:
-        Floating-point operations a second.
+    Attributes:
+        operations: floating-point operations of a call.
     """
-    a, b = torch.ones(size, size), torch.ones(size, size)
-    taken = []
-    for _ in range(rounds + 2):
-        start = time.perf_counter()
-        torch.mm(a, b)
-        taken.append(time.perf_counter() - start)
-    return 2 * size**3 / statistics.median(taken[2:])
+
+    def __init__(self, size: int = 2048, repeats: int = 3) -> None:
+        self._a, self._b, self._repeats = torch.ones(size, size), torch.ones(size, size), repeats
+        self.operations = 2 * size**3 * repeats
+
+    def __call__(self) -> None:
+        """Multiply."""
+        for _ in range(self._repeats):
+            torch.mm(self._a, self._b)
 
 
 def count_operations(run: Callable[[], object]) -> int:

@@ -61,10 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     if argv is None:
         sys.excepthook = _report_bug
-        for stream in (sys.stdout, sys.stderr):
-            if isinstance(stream, TextIOWrapper):
-                # A terminal that has no sign for plus-minus gets a question mark, not an error.
-                stream.reconfigure(errors="replace")
+        _print_anything()
     args = list(sys.argv[1:] if argv is None else argv)
     with listening() as heard:
         try:
@@ -86,6 +83,13 @@ def main(argv: Sequence[str] | None = None) -> int:
                 print(f"error: {error}", file=sys.stderr)
             return _child(2)
     return status
+
+
+def _print_anything() -> None:
+    # A terminal that has no sign for plus-minus gets a question mark, not an error.
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="replace")
 
 
 def _dispatch(args: list[str]) -> int:

@@ -98,17 +98,19 @@ class OuterStep:
         self.learner, self.batching, self.autocast = learner, batching, autocast
         self._programs: dict[Any, Pure] = {}
 
-    def __call__(self, episodes: Episode | Sequence[Episode]) -> OuterGradient:
+    def __call__(self, episodes: Episode | Sequence[Episode], *, wide: bool = False) -> OuterGradient:
         """Compute the outer gradient.
 
         Args:
             episodes: a batch of T episodes, or a list of episodes (or batches) of any shapes, which are looped over.
+            wide: see ``combine``.
 
         Returns:
             Losses, gradients and buffers. Nothing of the learner has changed.
         """
         params, buffers = weights_of(self.learner)
-        return combine(OuterGradient(*self._part(params, buffers, piece)) for piece in self._pieces(episodes))
+        pieces = self._pieces(episodes)
+        return combine((OuterGradient(*self._part(params, buffers, piece)) for piece in pieces), wide=wide)
 
     def _pieces(self, episodes: Episode | Sequence[Episode]) -> list[Episode]:
         # What is run at once: batches of tasks, or single tasks under a loop.
@@ -180,11 +182,15 @@ class OuterStep:
         return self._programs[key]
 
 
-def combine(parts: Iterable[OuterGradient]) -> OuterGradient:
+def combine(parts: Iterable[OuterGradient], *, wide: bool = False) -> OuterGradient:
     """Join outer gradients of several groups of tasks into that of all the tasks.
+
+    Gradients are summed in float64 and rounded once, so that the order of the tasks, and how processes share them, do
+    not matter: training in float32 doubles a difference in the last bit every few steps.
 
     Args:
         parts: at least one; each counts by its number of tasks. Taken one by one, so only two need be in memory.
+        wide: leave sums in float64, for somebody who sums on.
 
     Returns:
         The gradient of the mean over all tasks.
@@ -192,19 +198,33 @@ def combine(parts: Iterable[OuterGradient]) -> OuterGradient:
     Raises:
         UserError: there is no part.
     """
-    losses: list[Tensor] = []
-    grads: Named = {}
-    buffers: Named = {}
-    count = 0
-    for part in parts:
-        count += len(part.losses)
-        share = len(part.losses) / count
-        grads = {k: torch.lerp(grads[k], g, share) if losses else g for k, g in part.grads.items()}
-        buffers = {k: _between(buffers[k], b, share) if losses else b for k, b in part.buffers.items()}
-        losses.append(part.losses)
-    if not losses:
+    several = iter(parts)
+    first = next(several, None)
+    if first is None:
         raise UserError("expected at least one task in a batch, got none; raise n_tasks")
-    return OuterGradient(torch.cat(losses), grads, buffers)
+    losses, buffers, sums = [first.losses], first.buffers, dict[str, Tensor]()
+    count = len(first.losses)
+    for part in several:
+        n = len(part.losses)
+        sums = sums or {k: widened(g) * count for k, g in first.grads.items()}
+        count += n
+        sums = {k: sums[k].add_(widened(g), alpha=n) for k, g in part.grads.items()}
+        buffers = {k: _between(buffers[k], b, n / count) for k, b in part.buffers.items()}
+        losses.append(part.losses)
+    means = {k: (g / count).to(g.dtype if wide else first.grads[k].dtype) for k, g in sums.items()}
+    return OuterGradient(torch.cat(losses), means or first.grads, buffers)
+
+
+def widened(t: Tensor) -> Tensor:
+    """Return a tensor in float64 where the device has it.
+
+    Args:
+        t: any floating-point tensor.
+
+    Returns:
+        The same numbers.
+    """
+    return t if t.device.type == "mps" else t.double()
 
 
 # Constants (masks of -inf, position codes) must come out of a mean as they went in, to the last bit.

@@ -11,7 +11,7 @@ from lightning_fabric import Fabric
 from torch import nn
 
 from kshot.core import UserError
-from kshot.engine.batch import OuterGradient
+from kshot.engine.batch import OuterGradient, widened
 from kshot.engine.inner import Named
 
 PRECISIONS = ("32-true", "64-true", "bf16-mixed")
@@ -107,9 +107,9 @@ def average(fabric: Fabric, gradient: OuterGradient, total: int, before: Named) 
     }
     mine = [gradient.losses.mean().reshape(1), *gradient.grads.values(), *floats.values()]
     # One message for everything: many small ones cost more than their bytes.
-    flat = torch.cat([t.reshape(-1) * share for t in mine])
+    flat = torch.cat([widened(t).reshape(-1) * share for t in mine])
     torch.distributed.all_reduce(flat)
-    mean = [part.view_as(t) for part, t in zip(flat.split([t.numel() for t in mine]), mine, strict=True)]
+    mean = [part.view_as(t).to(t.dtype) for part, t in zip(flat.split([t.numel() for t in mine]), mine, strict=True)]
     grads, buffers = mean[1 : 1 + len(gradient.grads)], mean[1 + len(gradient.grads) :]
     return OuterGradient(
         mean[0],

@@ -35,10 +35,14 @@ def make_optimiser(
     params = list(params)
     if not lr > 0:
         raise UserError(f"expected outer_lr > 0, got {lr}")
-    if name == "adam":
-        return torch.optim.Adam(params, lr=lr, weight_decay=weight_decay, fused=True)
-    if name == "adamw":
-        return torch.optim.AdamW(params, lr=lr, weight_decay=weight_decay, fused=True)
+    if name in ("adam", "adamw"):
+        made = (torch.optim.Adam if name == "adam" else torch.optim.AdamW)(
+            params, lr=lr, weight_decay=weight_decay, fused=True
+        )
+        if all(p.device.type == "cpu" for p in params):
+            # PyTorch looks for a GPU in every step, to see whether a graph is captured there: as slow as Adam itself.
+            made._accelerator_graph_capture_health_check = lambda: None
+        return made
     if name == "sgd":
         return torch.optim.SGD(params, lr=lr, weight_decay=weight_decay, momentum=momentum, nesterov=momentum > 0)
     raise UserError(f"optimiser must be one of {', '.join(OPTIMISERS)}, got {name!r}")

@@ -246,9 +246,10 @@ class Trainer:
     def _one_step(self) -> None:
         if self.outer_step is None:
             raise RuntimeError("the trainer was not prepared")
-        gradient = combine(self.outer_step(self._next()) for _ in range(self.config.accumulate))
-        before = dict(self.learner.named_buffers())
-        gradient = average(self.fabric, gradient, self.loader.n_tasks * self.config.accumulate, before)
+        gradient = self._gradient(self.outer_step)
+        if self.fabric.world_size > 1:
+            before = dict(self.learner.named_buffers())
+            gradient = average(self.fabric, gradient, self.loader.n_tasks * self.config.accumulate, before)
         grads, norm = clip(gradient.grads, self.config.clip_norm)
         loss = gradient.losses.mean()
         if not bool(torch.isfinite(loss) & torch.isfinite(norm)):
@@ -258,12 +259,17 @@ class Trainer:
         for group in self.optimiser.param_groups:
             group["lr"] = rate
         for name, p in self.learner.named_parameters():
-            p.grad = grads.get(name)
+            p.grad = grads[name].to(p.dtype) if name in grads else None
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
         replace_buffers(self.learner, gradient.buffers)
         self.progress.step += 1
         self._last = {"loss": float(loss), "grad_norm": float(norm), "outer_lr": rate}
+
+    def _gradient(self, outer_step: OuterStep) -> OuterGradient:
+        # Rounded once, after the last sum: so the run is the same however its tasks are shared out.
+        batches = (outer_step(self._next(), wide=True) for _ in range(self.config.accumulate))
+        return combine(batches, wide=True)
 
     def _diverged(self, gradient: OuterGradient) -> None:
         bad = [f"the gradient of {k}" for k, g in gradient.grads.items() if not bool(torch.isfinite(g).all())]

@@ -119,8 +119,8 @@ _RECIPES = (
         ),
         protocol="Second order, 1 inner step of 0.4 in training and 3 in the test, 32 tasks, 1 query a class, strided "
         "convolutions, as in the authors' code; 10,000 outer steps, their rate falling to zero by a cosine, where "
-        "that has 60,000 at one rate. Transductive: queries are normalised by their own batch. The inductive row is the same "
-        "weights under the statistics of the support.",
+        "that has 60,000 at one rate. Transductive: queries are normalised by their own batch. The inductive row is "
+        "the same weights under the statistics of the support.",
     ),
     Recipe(
         name="maml-sinusoid",

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -133,9 +132,12 @@ class Conv4(nn.Module):
             variances: biased, of the same shape.
             n_images: N, images of each task.
         """
-        for block, side, mean, var in zip(self._own, native.SIDES, means.unbind(1), variances.unbind(1), strict=True):
-            bias = torch.zeros(()) if block.conv.bias is None else block.conv.bias.detach()
-            block.norm.average_in(mean + bias, var, count=n_images * side * side)
+        if any(block.norm.mode == "running" for block in self._own):
+            statistics = zip(means.mean(0).unbind(), variances.mean(0).unbind(), strict=True)
+            for block, side, (mean, var) in zip(self._own, native.SIDES, statistics, strict=True):
+                bias = block.conv.bias
+                centre = mean if bias is None else mean + bias.detach()
+                block.norm.average_in(centre, var, count=n_images * side * side)
 
     def kernel_parameters(self) -> list[Tensor]:
         """List the parameters that the compiled kernels read.
