@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from tests.cli.own_data import draw_folder, rows, write_table
 
 from kshot.cli.main import main
 
@@ -64,3 +65,24 @@ def glyphs_run(tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "protonet"
     assert main([str(a) for a in ("train", "protonet", "--data", "glyphs", *TINY, "--out", out)]) == 0
     return out
+
+
+@pytest.fixture(scope="session")
+def table_model(tmp_path_factory) -> Path:
+    """A model of three kinds of rows, eight shots each. Do not change it: copy it."""
+    pytest.importorskip("sklearn", reason="fitting needs scikit-learn")
+    folder = tmp_path_factory.mktemp("table")
+    write_table(folder / "plants.csv", rows(8))
+    assert main(["fit", str(folder / "plants.csv"), "--out", str(folder / "plants.kshot")]) == 0
+    return folder / "plants.kshot"
+
+
+@pytest.fixture(scope="session")
+def shape_model(tmp_path_factory, glyphs_run) -> Path:
+    """A model of three coloured shapes, by the small network of a run. Do not change it: copy it."""
+    pytest.importorskip("sklearn", reason="fitting needs scikit-learn")
+    folder = tmp_path_factory.mktemp("shapes")
+    draw_folder(folder / "shapes", 6)
+    line = ["fit", folder / "shapes", "--out", folder / "shapes.kshot", "--encoder", glyphs_run, "--no-cache"]
+    assert main([str(a) for a in line]) == 0
+    return folder / "shapes.kshot"

@@ -72,6 +72,13 @@ def test_the_table_and_a_file(kshot, glyphs_run, tmp_path):
     assert read_record(tmp_path / "r.json").n_episodes == 4
 
 
+def test_a_test_on_classes_of_the_training_says_so(kshot, glyphs_run):
+    ran = kshot("evaluate", glyphs_run, "--split", "meta_train", "--n-episodes", 2)
+    assert "classes of this test were trained on" in ran.out
+    assert _json(kshot, glyphs_run, "--split", "meta_train", "--n-episodes", 2)["classes_seen_in_training"] > 100
+    assert "trained on" not in kshot("evaluate", glyphs_run, "--n-episodes", 2).out
+
+
 def test_a_head_for_five_classes_cannot_do_seven(kshot, tmp_path, monkeypatch):
     monkeypatch.setattr("kshot.cli.train.write_run_report", lambda run, **options: run / "report.html")
     from tests.cli.conftest import TINY

@@ -133,7 +133,7 @@ def test_every_lesson_is_there_in_both_languages():
 
 def test_the_readmes_are_short():
     for name in ("README.md", "README.zh-CN.md"):
-        assert len((ROOT / name).read_text(encoding="utf-8").splitlines()) < 150
+        assert len((ROOT / name).read_text(encoding="utf-8").splitlines()) < 160
 
 
 # Commands

@@ -1,6 +1,7 @@
 """Every example is short, runs, and does what it says."""
 
 import importlib.util
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -62,3 +63,12 @@ def test_own_learner_has_the_command_line():
 
 def test_own_data():
     assert _load("own_data").main(steps=30, n_episodes=40) > 0.3
+
+
+def test_own_classes(capsys):
+    pytest.importorskip("sklearn", reason="fitting needs scikit-learn")
+    assert _load("own_classes").main() > 0.9
+    said = capsys.readouterr().out
+    assert "before any test: " in said
+    mine, lemons = (float(v) for v in re.search(r"unknown: (\d+)% .*, (\d+)% of lemons", said).groups())
+    assert mine < 20 < 60 < lemons

@@ -174,3 +174,6 @@ def _print(record: Record) -> None:
             made.add_row(name, text)
     print(record.algorithm)
     show(made)
+    seen = extra.get("classes_seen_in_training", 0)
+    if seen:
+        print(f"note: {seen:,} classes of this test were trained on; it does not tell how new classes are learnt")

@@ -17,9 +17,17 @@ from types import TracebackType
 import kshot
 from kshot.cli.signals import Stopped, listening
 
-#: Name -> what it does; ``run(args)`` in ``kshot.cli.NAME`` does it and returns the exit status.
+#: Name -> what it does; ``run(args)`` in ``kshot.cli.NAME`` (a dash is an underscore there) does it and returns the
+#: exit status.
 COMMANDS = {
     "demo": "see it work: offline, two learners, unseen scripts, in a few minutes",
+    "fit": "learn your own classes from a few examples: images, text, molecules, tables",
+    "predict": "name new examples, with probabilities; tell what is none of the classes",
+    "add": "add a class to a fitted model, without fitting it again",
+    "remove": "remove a class from a fitted model",
+    "info": "what a fitted model knows, and how well",
+    "label-next": "choose unlabelled examples whose labels would teach a model the most",
+    "export": "write a fitted model as ONNX",
     "train": "meta-train an algorithm on a data set",
     "evaluate": "test a trained run on new tasks, with 95% intervals",
     "report": "picture one run or several in one HTML file",
@@ -38,6 +46,7 @@ usage: kshot COMMAND ...
 
 examples:
   kshot demo
+  kshot fit photos/ --out birds.kshot
   kshot train protonet --data omniglot --out runs/first
   kshot train maml --data sinusoid --n-shot 5 --steps 5000
   kshot evaluate runs/first --n-way 20 --json -
@@ -108,7 +117,7 @@ def _dispatch(args: list[str]) -> int:
 
         raise UserError(f"{unknown('command', args[0], list(COMMANDS))}. See kshot --help")
     with _loading():
-        command = importlib.import_module(f"kshot.cli.{args[0]}")
+        command = importlib.import_module(f"kshot.cli.{args[0].replace('-', '_')}")
     return command.run(args[1:])
 
 

@@ -5,14 +5,17 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from kshot.core import Learner
-from kshot.evaluation.record import Record
 from kshot.evaluation.report.wording import is_share, number
 from kshot.evaluation.statistics import Estimate
-from kshot.experiment.config import RunConfig
 from kshot.nn.norm import normalisation_of
+
+# What only types name is not loaded: with it, every command would load the whole engine.
+if TYPE_CHECKING:
+    from kshot.core import Learner
+    from kshot.evaluation.record import Record
+    from kshot.experiment.config import RunConfig
 
 
 def score(value: float, metric: str) -> str:

@@ -1,5 +1,6 @@
 """The protocol: episodes, learners, the registry, errors, generator streams. Depends on torch alone."""
 
+from kshot.core.encoder import Encoder, OnProgress
 from kshot.core.episode import Episode, Split
 from kshot.core.errors import DivergedError, UserError
 from kshot.core.learner import Learner, Spec, task_loss
@@ -9,9 +10,11 @@ from kshot.core.tree import Tree, tree_map
 
 __all__ = [
     "DivergedError",
+    "Encoder",
     "Episode",
     "Learner",
     "Method",
+    "OnProgress",
     "Spec",
     "Split",
     "Tree",

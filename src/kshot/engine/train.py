@@ -246,7 +246,8 @@ class Trainer:
     def _one_step(self) -> None:
         if self.outer_step is None:
             raise RuntimeError("the trainer was not prepared")
-        gradient = self._gradient(self.outer_step)
+        # Rounded once, after the last sum: so the run is the same however its tasks are shared out.
+        gradient = combine((self.outer_step(self._next(), wide=True) for _ in range(self.config.accumulate)), wide=True)
         if self.fabric.world_size > 1:
             before = dict(self.learner.named_buffers())
             gradient = average(self.fabric, gradient, self.loader.n_tasks * self.config.accumulate, before)
@@ -265,11 +266,6 @@ class Trainer:
         replace_buffers(self.learner, gradient.buffers)
         self.progress.step += 1
         self._last = {"loss": float(loss), "grad_norm": float(norm), "outer_lr": rate}
-
-    def _gradient(self, outer_step: OuterStep) -> OuterGradient:
-        # Rounded once, after the last sum: so the run is the same however its tasks are shared out.
-        batches = (outer_step(self._next(), wide=True) for _ in range(self.config.accumulate))
-        return combine(batches, wide=True)
 
     def _diverged(self, gradient: OuterGradient) -> None:
         bad = [f"the gradient of {k}" for k, g in gradient.grads.items() if not bool(torch.isfinite(g).all())]

@@ -324,12 +324,12 @@ def evaluate_run(
     where = resolve_device(device)
     opening: dict[str, Any] = {"root": root, "on_progress": on_download}
     config = run_config(run)
-    spec = open_split(config, "meta_train", **opening).spec
+    trained = open_split(config, "meta_train", **opening)
     network = config.network
     if normalisation is not None:
         network = dataclasses.replace(network, normalisation=normalisation)
     config = dataclasses.replace(config, network=network, options={**config.options, **(options or {})})
-    learner = build_learner(resolve(config, spec), spec)
+    learner = build_learner(resolve(config, trained.spec), trained.spec)
     step = load_weights(learner, run)
     if data is not None and data != config.data:
         config = dataclasses.replace(config, data=data, data_options={})
@@ -338,6 +338,9 @@ def evaluate_run(
     config = dataclasses.replace(config, data_options={**config.data_options, **(data_options or {})})
     learner = learner.to(where).eval()
     scores = evaluate(learner, source, n_episodes=n_episodes, seed=seed, on_progress=on_progress)
+    # Two schemes may split the same classes differently: then a test can hold what was trained on.
+    seen = len(set(trained.classes or ()) & set(source.classes or ())) if trained.name == source.name else 0
+    extra |= {"classes_seen_in_training": seen} if seen else {}
     record = record_of(
         scores, learner, source, algorithm=config.algorithm, split=split, **_about(config, step), **extra
     )

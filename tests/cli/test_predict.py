@@ -1,0 +1,203 @@
+"""``kshot predict``, ``add``, ``remove``, ``label-next`` and ``export``."""
+
+import csv
+import json
+import math
+import shutil
+
+import numpy as np
+import pytest
+from tests.cli.own_data import COLUMNS, draw, draw_folder, rows, write_table
+
+pytest.importorskip("sklearn", reason="fitting needs scikit-learn")
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory, monkeypatch):
+    monkeypatch.setenv("KSHOT_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
+@pytest.fixture
+def new_rows(tmp_path):
+    """Rows without labels: thirty of the classes, then ten of none."""
+    strangers = rows(10, ("stranger",), seed=8)
+    return write_table(tmp_path / "new.csv", [*rows(10, seed=7), *strangers], label="")
+
+
+@pytest.fixture
+def mine(table_model, tmp_path):
+    """A model that may be changed."""
+    shutil.copy(table_model, tmp_path / "mine.kshot")
+    return tmp_path / "mine.kshot"
+
+
+# A file has names of columns, an array has none.
+nameless = pytest.mark.filterwarnings("ignore:X does not have valid feature names:UserWarning")
+
+
+def read(path) -> list[dict[str, str]]:
+    with open(path, newline="", encoding="utf-8") as f:
+        return list(csv.DictReader(f))
+
+
+def test_the_file_of_predictions(kshot, table_model, new_rows, tmp_path):
+    ran = kshot("predict", table_model, new_rows, "--out", tmp_path / "p.csv")
+    assert ran.status == 0, ran.err
+    assert f"40 rows, written to {tmp_path / 'p.csv'}" in ran.out
+    found = read(tmp_path / "p.csv")
+    assert list(found[0]) == [
+        *("input", "label", "probability", "p_known", "label_2", "probability_2", "label_3", "probability_3"),
+        *("nearest", "nearest_label", "similarity"),
+    ]
+    assert [line["input"] for line in found] == [f"row {i}" for i in range(2, 42)]
+    truth = [row[-1] for row in rows(10, seed=7)]
+    assert np.mean([line["label"] == label for line, label in zip(found, truth, strict=False)]) > 0.9
+    for line in found:
+        shares = [float(line[name]) for name in ("probability", "probability_2", "probability_3")]
+        assert shares == sorted(shares, reverse=True)
+        assert math.isclose(sum(shares), 1, abs_tol=1e-4)
+        assert line["nearest"].startswith("row ")
+        assert 0 < float(line["p_known"]) <= 1
+        assert "unknown" not in line["label"]
+
+
+@nameless
+def test_the_same_as_in_python(kshot, table_model, new_rows, tmp_path):
+    from kshot.estimator import FewShotClassifier
+
+    kshot("predict", table_model, new_rows, "--out", tmp_path / "p.csv")
+    model = FewShotClassifier.load(table_model)
+    x = np.loadtxt(new_rows, delimiter=",", skiprows=1)
+    expected = model.predict_proba(x).max(1)
+    assert np.allclose([float(line["probability"]) for line in read(tmp_path / "p.csv")], expected, atol=1e-5)
+    assert [line["label"] for line in read(tmp_path / "p.csv")] == list(model.predict(x))
+
+
+def test_unknown_at_a_stated_rate(kshot, table_model, new_rows, tmp_path):
+    ran = kshot("predict", table_model, new_rows, "--unknown-rate", 0.1, "--out", tmp_path / "p.csv")
+    assert ran.status == 0, ran.err
+    unknown = [line["label"] == "unknown" for line in read(tmp_path / "p.csv")]
+    assert all(unknown[30:]), "rows from nowhere near"
+    assert sum(unknown[:30]) <= 9, "three are expected"
+    assert all((float(line["p_known"]) <= 0.1) == u for line, u in zip(read(tmp_path / "p.csv"), unknown, strict=True))
+
+
+def test_a_rate_of_the_model_holds_unless_another_is_typed(kshot, tmp_path, new_rows):
+    data = write_table(tmp_path / "plants.csv", rows(8))
+    kshot("fit", data, "--out", tmp_path / "m", "--unknown-rate", 0.1)
+    kshot("predict", tmp_path / "m", new_rows, "--out", tmp_path / "p.csv")
+    assert read(tmp_path / "p.csv")[35]["label"] == "unknown"
+    kshot("predict", tmp_path / "m", new_rows, "--out", tmp_path / "p.csv", "--unknown-rate", 0)
+    assert read(tmp_path / "p.csv")[35]["label"] != "unknown"
+
+
+def test_a_rate_that_so_few_shots_cannot_vouch_for(kshot, table_model, new_rows):
+    ran = kshot("predict", table_model, new_rows, "--unknown-rate", 0.001)
+    assert ran.status == 0
+    assert "24 shots left out vouch for no error rate below 0.04" in ran.err
+    assert "unknown" not in ran.out
+
+
+def test_csv_on_standard_output_and_nothing_else(kshot, table_model, new_rows):
+    ran = kshot("predict", table_model, new_rows, "--out", "-", "--top", 1)
+    assert ran.out.splitlines()[0] == "input,label,probability,p_known,nearest,nearest_label,similarity"
+    assert len(ran.out.splitlines()) == 41
+
+
+def test_a_table_for_people(kshot, table_model, new_rows):
+    ran = kshot("predict", table_model, new_rows)
+    assert ran.status == 0, ran.err
+    assert len(ran.out.splitlines()) == 41
+    assert ran.out.splitlines()[1].startswith("row 2 ")
+
+
+def test_labels_that_are_known_are_counted(kshot, table_model, tmp_path):
+    data = write_table(tmp_path / "test.csv", rows(10, seed=5), label="plant")
+    ran = kshot("predict", table_model, data, "--label-column", "plant", "--out", tmp_path / "p.csv")
+    assert ran.status == 0, ran.err
+    right = np.mean([line["label"] == line["actual"] for line in read(tmp_path / "p.csv")])
+    assert f"accuracy  {100 * right:.1f} % (95% interval" in ran.out
+
+
+def test_a_report_on_new_examples(kshot, table_model, tmp_path):
+    data = write_table(tmp_path / "test.csv", rows(5, seed=5))
+    line = ["predict", table_model, data, "--label-column", "label", "--report", tmp_path / "r.html"]
+    ran = kshot(*line)
+    assert ran.status == 0, ran.err
+    assert "setosa" in (tmp_path / "r.html").read_text()
+
+
+def test_images_one_by_one_and_in_folders(kshot, shape_model, tmp_path):
+    draw("circle", 99).save(tmp_path / "one.png")
+    draw_folder(tmp_path / "new", 2, first=80)
+    ran = kshot("predict", shape_model, tmp_path / "one.png", tmp_path / "new", "--out", tmp_path / "p.csv")
+    assert ran.status == 0, ran.err
+    found = read(tmp_path / "p.csv")
+    assert len(found) == 7
+    assert found[0]["input"] == str(tmp_path / "one.png")
+    assert "shapes/circle/circle-" in found[0]["nearest"] or found[0]["nearest_label"] != "circle"
+
+
+def test_nothing_is_left_when_an_image_is_bad(kshot, refused, shape_model, tmp_path):
+    draw_folder(tmp_path / "new", 2)
+    (tmp_path / "new" / "circle" / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n cut")
+    assert "broken.png" in refused("predict", shape_model, tmp_path / "new", "--out", tmp_path / "p.csv")
+    assert not (tmp_path / "p.csv").exists()
+    ran = kshot("predict", shape_model, tmp_path / "new", "--out", tmp_path / "p.csv", "--skip-bad")
+    assert ran.status == 0, ran.err
+    assert "broken.png" in ran.err
+    assert len(read(tmp_path / "p.csv")) == 6
+
+
+def test_add_a_class_and_remove_it(kshot, mine, tmp_path, table_model):
+    new = write_table(tmp_path / "strangers.csv", rows(5, ("stranger",), seed=2), label="")
+    ran = kshot("add", mine, "--class", "stranger", new)
+    assert ran.status == 0, ran.err
+    assert f"added stranger with 5 rows; {mine} has 4 classes" in ran.out
+    test = write_table(tmp_path / "test.csv", rows(5, ("stranger",), seed=2))
+    ran = kshot("predict", mine, test, "--label-column", "label")
+    assert "accuracy  100.0 %" in ran.out, "these very rows were added"
+    ran = kshot("info", mine)
+    assert "stranger" in ran.out
+    ran = kshot("remove", mine, "--class", "stranger")
+    assert f"removed stranger; {mine} has 3 classes" in ran.out
+    assert "stranger" not in kshot("predict", mine, test).out
+    ran = kshot("add", mine, new, "--class", "stranger", "--out", tmp_path / "more.kshot")
+    assert f"{tmp_path / 'more.kshot'} has 4 classes" in ran.out
+    assert "3 classes" in kshot("info", mine).out
+
+
+def test_label_next_asks_about_what_is_between_classes(kshot, tmp_path):
+    # Classes that overlap, so that the model is not sure of everything.
+    kshot("fit", write_table(tmp_path / "p.csv", rows(8, noise=1.2)), "--out", tmp_path / "m")
+    between = [["1.5", "0", "1.5"], ["0", "1.5", "1.5"]]
+    plain = [row[:3] for row in rows(10, noise=0.1)]
+    data = write_table(tmp_path / "new.csv", [*plain[:7], between[0], *plain[7:], between[1]], label="")
+    ran = kshot("label-next", tmp_path / "m", data, "-n", 2)
+    assert ran.status == 0, ran.err
+    assert set(ran.out.splitlines()) == {"row 9", "row 33"}
+
+
+@nameless
+def test_export(kshot, table_model, tmp_path):
+    runtime = pytest.importorskip("onnxruntime", reason="exporting needs onnxruntime")
+    pytest.importorskip("onnx", reason="exporting needs onnx")
+    from kshot.estimator import FewShotClassifier
+
+    ran = kshot("export", table_model, "--onnx", tmp_path / "m.onnx")
+    assert ran.status == 0, ran.err
+    session = runtime.InferenceSession(tmp_path / "m.onnx")
+    x = np.array([[float(v) for v in row[:3]] for row in rows(3, seed=9)])
+    (p, *_) = session.run(None, {session.get_inputs()[0].name: x})
+    assert np.allclose(p, FewShotClassifier.load(table_model).predict_proba(x), atol=1e-4)
+    assert any(json.loads(path.read_text()) for path in tmp_path.glob("m*.json"))
+
+
+def test_columns_in_another_order(kshot, table_model, tmp_path):
+    found = rows(4, seed=3)
+    turned = tmp_path / "turned.csv"
+    lines = [",".join(reversed(COLUMNS)), *(",".join(str(v) for v in reversed(row[:3])) for row in found)]
+    turned.write_text("\n".join(lines))
+    kshot("predict", table_model, turned, "--out", tmp_path / "a.csv")
+    kshot("predict", table_model, write_table(tmp_path / "new.csv", found, ""), "--out", tmp_path / "b.csv")
+    assert (tmp_path / "a.csv").read_text() == (tmp_path / "b.csv").read_text()
