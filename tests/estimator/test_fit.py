@@ -101,6 +101,13 @@ def test_nearest_shots():
     assert fit(z, y, 4).nearest(z, 999)[1].shape[1] == len(z)
 
 
+def test_short_vectors_are_alike_by_chance():
+    z, y = shots(n=12, d=3, spread=0.1)
+    assert fit(z, y, 4).duplicates == []
+    z[1] = 2 * z[0]
+    assert [(p.first, p.second) for p in fit(z, y, 4).duplicates] == [(0, 1)]
+
+
 def test_mistakes():
     z, y = shots()
     with pytest.raises(UserError, match="at least two classes, got 1"):

@@ -25,9 +25,20 @@ class Encoder(Protocol):
         fingerprint: a hash of weights and settings; it changes whenever vectors may.
     """
 
-    kind: str
-    name: str
-    dim: int
+    @property
+    def kind(self) -> str:
+        """What examples are."""
+        ...
+
+    @property
+    def name(self) -> str:
+        """What a person types."""
+        ...
+
+    @property
+    def dim(self) -> int:
+        """D."""
+        ...
 
     @property
     def fingerprint(self) -> str:

@@ -12,6 +12,8 @@ from kshot.estimator.held_out import HeldOut
 
 #: Cosine similarity from which two examples count as nearly the same.
 NEARLY_SAME = 0.985
+#: The same where embeddings are short, up to rounding.
+SAME = 0.999999
 _BLOCK = 2048
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from kshot.core import UserError, generator
-from kshot.estimator.audit import Doubt, Pair, doubtful_labels, near_duplicates
+from kshot.estimator.audit import NEARLY_SAME, SAME, Doubt, Pair, doubtful_labels, near_duplicates
 from kshot.estimator.calibrate import PRIOR, calibrated_loss, fit_temperature, probabilities
 from kshot.estimator.expected import Expected, expected_accuracy
 from kshot.estimator.heads import STRENGTHS, Head, extend, fit_head, units
@@ -25,6 +25,8 @@ ONE_SHOT_HEAD = "cosine"
 ONE_SHOT_HEADS = {"image": "ridge"}
 #: Pairs of nearly the same shots are looked for among at most so many: time grows with their square.
 MOST_COMPARED = 20_000
+#: Length of embeddings from which a high cosine is no chance.
+MANY_DIRECTIONS = 32
 #: Share of the log-loss of a guess that names alone must stay below, where no class has two shots.
 NAMES_HELP = 0.85
 
@@ -72,7 +74,10 @@ class Fit:
     @cached_property
     def duplicates(self) -> list[Pair]:
         """Shots that are nearly the same."""
-        return near_duplicates(self.z) if len(self.z) <= MOST_COMPARED else []
+        if len(self.z) > MOST_COMPARED:
+            return []
+        # Among few directions, vectors are alike by chance.
+        return near_duplicates(self.z, NEARLY_SAME if self.z.shape[1] >= MANY_DIRECTIONS else SAME)
 
     def probabilities(self, z: Tensor) -> Tensor:
         """Give calibrated probabilities.
