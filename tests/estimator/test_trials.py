@@ -7,7 +7,8 @@ from tests.estimator.test_heads import shots
 from kshot.cli.reproduce import TRIALS
 from kshot.core import UserError
 from kshot.estimator.fit import Fit
-from kshot.estimator.trials import Features, Trial, TrialRow, auroc, ece, run_trial, trial, trials
+from kshot.estimator.trial import Features, Trial, TrialRow, auroc, ece, run_trial
+from kshot.estimator.trials import trial, trials
 
 
 def test_auroc_counts_pairs():

@@ -18,7 +18,7 @@ from kshot.evaluation.record import Record
 from kshot.experiment.recipes import Recipe, Row, recipe, recipes, reproduce, verdict, write_result
 
 #: Trials of ``kshot.estimator.trials``, whose import takes the extras of ``kshot[fit]``.
-TRIALS = ("banking77", "clinc150", "orl-faces")
+TRIALS = ("banking77", "clinc150", "orl-faces", "expected-accuracy")
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,8 @@ def run(args: Sequence[str]) -> int:
 
 
 def _run_trial(name: str, asked: Reproduce) -> int:
-    from kshot.estimator.trials import run_trial, trial
+    from kshot.estimator.trial import run_trial
+    from kshot.estimator.trials import trial
 
     found = trial(name)
     if asked.threads > 0:
