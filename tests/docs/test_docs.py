@@ -15,6 +15,7 @@ import pytest
 
 from kshot.bench.cases import CASES
 from kshot.cli import main as cli
+from kshot.cli.reproduce import TRIALS
 from kshot.cli.train import read as read_train
 from kshot.core import methods, registry
 from kshot.data import datasets
@@ -188,7 +189,7 @@ def check_command(words: list[str]) -> None:
     """Check a whole command; a run that it would train is there for the commands after it."""
     check_flags(words)
     if words[0] == "reproduce" and len(words) > 1:
-        assert words[1] in recipes()
+        assert words[1] in (*recipes(), *TRIALS)
     if words[0] == "bench" and len(words) > 1:
         assert words[1] in CASES
     if words[0] == "evaluate":
