@@ -11,7 +11,7 @@ from tests.estimator.test_heads import shots
 from kshot.core import generator
 from kshot.estimator.audit import doubtful_labels, label_next, near_duplicates
 from kshot.estimator.calibrate import calibrated_loss, fit_temperature, log_loss, probabilities
-from kshot.estimator.expected import expected_accuracy, wilson
+from kshot.estimator.expected import LEARNING_RATE, expected_accuracy, learning_rate, wilson
 from kshot.estimator.held_out import HeldOut, folds
 from kshot.estimator.unknown import SHRINKAGE, Familiarity, held_out_strangeness, p_values, smallest_rate
 
@@ -121,6 +121,27 @@ def test_expected_accuracy_allows_for_the_shot_left_out():
     assert found.n == 100
     many = expected_accuracy(HeldOut(torch.arange(100), logits, labels), n_shots=1000.0)
     assert many.accuracy == pytest.approx(0.9, abs=1e-3)
+
+
+def _with_errors(n):
+    labels = torch.arange(2).repeat_interleave(50)
+    logits = torch.nn.functional.one_hot(labels, 2).double()
+    logits[:n] = logits[:n].flip(1)
+    return HeldOut(torch.arange(100), logits, labels)
+
+
+def test_learning_rate_is_the_power_of_the_errors():
+    assert learning_rate(_with_errors(20), _with_errors(10), 1.0, 2.0) == pytest.approx(1.0)
+    assert learning_rate(_with_errors(20), _with_errors(10), 1.0, 4.0) == pytest.approx(0.5)
+    assert learning_rate(_with_errors(40), _with_errors(0), 1.0, 2.0) == 2.0
+    assert learning_rate(_with_errors(10), _with_errors(20), 1.0, 2.0) == 0.25
+    assert learning_rate(_with_errors(4), _with_errors(1), 1.0, 2.0) == LEARNING_RATE
+
+
+def test_expected_accuracy_follows_the_rate():
+    found = expected_accuracy(_with_errors(20), 4.0, n_seen=2.0, rate=1.0)
+    assert found.accuracy == pytest.approx(0.9)
+    assert found.high > expected_accuracy(_with_errors(20), 4.0, n_seen=2.0, rate=0.5).high
 
 
 def test_expected_accuracy_of_a_perfect_record_is_no_certainty():

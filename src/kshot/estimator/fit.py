@@ -13,9 +13,9 @@ from torch import Tensor
 from kshot.core import UserError, generator
 from kshot.estimator.audit import NEARLY_SAME, SAME, Doubt, Pair, doubtful_labels, near_duplicates
 from kshot.estimator.calibrate import PRIOR, calibrated_loss, fit_temperature, probabilities
-from kshot.estimator.expected import Expected, expected_accuracy
+from kshot.estimator.expected import Expected, expected_accuracy, learning_rate
 from kshot.estimator.heads import STRENGTHS, Head, extend, fit_head, units
-from kshot.estimator.held_out import Chosen, HeldOut, candidates, choose_head, folds, with_names
+from kshot.estimator.held_out import Chosen, HeldOut, candidates, choose_head, folds, held_out_logits, with_names
 from kshot.estimator.unknown import Familiarity, held_out_strangeness, p_values
 
 #: The head where nothing can be judged, because every class has a single shot.
@@ -155,7 +155,6 @@ def fit(
         name = one_shot_head if head == "auto" else head
         fitted = fit_head(z, y, n_classes, name, STRENGTHS[name][-1])
         return Fit(z, y, n_classes, fitted, PRIOR, z.new_zeros(0), seed=seed)
-    counts = torch.bincount(y, minlength=n_classes)[chosen.held_out.labels.unique()]
     return Fit(
         z,
         y,
@@ -164,11 +163,39 @@ def fit(
         fit_temperature(chosen.held_out),
         held_out_strangeness(z, y, n_classes, parts),
         chosen.held_out,
-        expected_accuracy(chosen.held_out, float(counts.double().mean()) + (names is not None)),
+        _expected(chosen, z, y, n_classes, parts, names),
         chosen.losses,
         seed,
         names,
     )
+
+
+def _expected(
+    chosen: Chosen, z: Tensor, y: Tensor, n_classes: int, parts: list[Tensor], names: Tensor | None
+) -> Expected:
+    # Leaving out one fold and then two tells how fast the errors fall with the number of shots.
+    counts = torch.bincount(y, minlength=n_classes)
+    mean = float(counts[chosen.held_out.labels.unique()].double().mean())
+    n_folds, extra = max(len(parts), 1), float(names is not None)
+    n_shots = mean + extra
+    if len(parts) < 3 or int(counts.min()) < 3:
+        return expected_accuracy(chosen.held_out, n_shots)
+    head, both = chosen.head, [torch.cat([a, b]) for a, b in zip(parts, [*parts[1:], parts[0]], strict=True)]
+    (fewer,) = held_out_logits(z, y, n_classes, head.name, [head.strength], both, names)
+    n_fewer, n_more = (mean * (n_folds - k) / n_folds + extra for k in (2, 1))
+    rate = learning_rate(_once(fewer, parts), chosen.held_out, n_fewer, n_more)
+    return expected_accuracy(chosen.held_out, n_shots, n_seen=n_more, rate=rate)
+
+
+def _once(twice: HeldOut, parts: list[Tensor]) -> HeldOut:
+    # Every fold was left out with the one before it and with the one after it; the rows of the former are enough.
+    keep, start = [], 0
+    for i, part in enumerate(parts):
+        after = len(parts[(i + 1) % len(parts)])
+        keep.append(torch.arange(start, start + len(part)))
+        start += len(part) + after
+    rows = torch.cat(keep)
+    return HeldOut(twice.index[rows], twice.logits[rows], twice.labels[rows])
 
 
 def _with_names(
