@@ -86,7 +86,7 @@ def _omniglot(root: Path | None, on_progress: OnProgress | None) -> Features:
     if not isinstance(source, ImageTasks):
         raise UserError("expected Omniglot as images")
     labels = source.images.all_labels()
-    chosen = torch.randperm(len(source.classes), generator=generator(0, "characters"))[:N_CHARACTERS]
+    chosen = torch.randperm(int(labels.max()) + 1, generator=generator(0, "characters"))[:N_CHARACTERS]
     index = torch.isin(labels, chosen).nonzero().squeeze(1)
     pictures = [picture.squeeze(0) for picture in source.images.gather(index)]
     z = encoded("image", pictures, on_progress)
