@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -135,7 +134,7 @@ class FewShotClassifier(ClassifierMixin, Embedded):
         answers = self.classes_[self._scores(z).argmax(1)]
         if self.unknown_rate is None:
             return answers
-        refused = self._p_values(z) <= self.unknown_rate
+        refused = self.fit_.p_values(z).numpy() <= self.unknown_rate
         return labels.with_unknown(answers, refused, self.unknown_label_)
 
     def predict_proba(self, X: Any) -> NDArray[np.float64]:
@@ -171,7 +170,7 @@ class FewShotClassifier(ClassifierMixin, Embedded):
             (N,) conformal p-values: of examples of the classes, a share of at most a has a p-value of at most a. Ones
             where every class has a single shot, so that nothing can be vouched for.
         """
-        return self._p_values(self.embed(X))
+        return self.fit_.p_values(self.embed(X)).numpy()
 
     def nearest(self, X: Any, n: int = 3) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
         """Find the shots most like each example.
@@ -268,46 +267,9 @@ class FewShotClassifier(ClassifierMixin, Embedded):
         check_is_fitted(self)
         return labels.unknown_label(self.classes_, self.unknown_label)
 
-    def save(self, path: str | Path) -> None:
-        """Write the model into one file; see ``kshot.estimator.model_file``.
-
-        Args:
-            path: the file, usually ending in .kshot.
-        """
-        from kshot.estimator.model_file import save_model
-
-        save_model(self, path)
-
-    @classmethod
-    def load(cls, path: str | Path, *, encoder: Any = None, on_progress: OnProgress | None = None) -> FewShotClassifier:
-        """Read a model; no code of the file is run.
-
-        Args:
-            path: the file.
-            encoder: only for a model whose encoder was a function or network: that very one.
-            on_progress: told (done, all) examples while encoding.
-
-        Returns:
-            The fitted model.
-
-        Raises:
-            UserError: the file holds no classifier, is damaged, or its encoder is not to be had.
-        """
-        from kshot.estimator.model_file import load_model
-
-        model = load_model(path, encoder=encoder, on_progress=on_progress)
-        if not isinstance(model, cls):
-            raise UserError(f"expected a classifier in {path}, got a regressor; load it by FewShotRegressor.load")
-        return model
-
     def _said(self, encoder: Encoder, texts: list[str] | None) -> Tensor | None:
         # Names can be embedded beside the shots only where shots are texts themselves.
         return encoder.encode(texts) if self.use_class_names and encoder.kind == "text" and texts else None
-
-    def _p_values(self, z: Tensor) -> NDArray[np.float64]:
-        # Fractions k / n, exactly: in single precision 1 / 5 is greater than 0.2, and would never be refused at that.
-        n = len(self.fit_.reference) + 1
-        return np.rint(self.fit_.p_values(z).double().numpy() * n) / n
 
     def _scores(self, z: Tensor) -> NDArray[np.float64]:
         # In double precision, so that an answer does not depend on what else is asked.

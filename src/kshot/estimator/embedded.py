@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from abc import ABC
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -15,6 +16,9 @@ from kshot.core import Encoder, OnProgress, UserError
 from kshot.estimator.encode import encode
 from kshot.estimator.encoders import kind_by_encoder, make_encoder
 from kshot.estimator.examples import ARRAY_KINDS, kind_of, listed, names_of, thumbnails_of
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 try:
     from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
@@ -88,6 +92,39 @@ class Embedded(BaseEstimator, ABC):
         if self._thumbnails is None:
             return thumbnails_of(self._shots, self.kind_, self._groups())
         return self._thumbnails
+
+    def save(self, path: str | Path) -> None:
+        """Write the model into one file; see ``kshot.estimator.model_file``.
+
+        Args:
+            path: the file, usually ending in .kshot.
+        """
+        from kshot.estimator.model_file import save_model
+
+        save_model(self, path)  # pyright: ignore[reportArgumentType]
+
+    @classmethod
+    def load(cls, path: str | Path, *, encoder: Any = None, on_progress: OnProgress | None = None) -> Self:
+        """Read a model; no code of the file is run.
+
+        Args:
+            path: the file.
+            encoder: only for a model whose encoder was a function or network: that very one.
+            on_progress: told (done, all) examples while encoding.
+
+        Returns:
+            The fitted model.
+
+        Raises:
+            UserError: the file holds another kind of model, is damaged, or its encoder is not to be had.
+        """
+        from kshot.estimator.model_file import load_model
+
+        model = load_model(path, encoder=encoder, on_progress=on_progress)
+        if not isinstance(model, cls):
+            wanted, other = (c.__name__.removeprefix("FewShot").lower() for c in (cls, type(model)))
+            raise UserError(f"expected a {wanted} in {path}, got a {other}; load it by {type(model).__name__}.load")
+        return model
 
     def _groups(self) -> Sequence[Any]:
         return [0] * len(self.names_)

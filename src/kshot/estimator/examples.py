@@ -13,28 +13,10 @@ from torch import Tensor
 
 from kshot.core import UserError
 from kshot.core.encoder import ENCODER_KINDS
+from kshot.estimator.sources_folder import IMAGE_SUFFIXES
 
 #: Kinds whose examples are rows of one array.
 ARRAY_KINDS = ("table", "vector")
-#: Endings of file names that make a list of texts a list of pictures.
-IMAGE_ENDINGS = frozenset(
-    (
-        ".jpg",
-        ".jpeg",
-        ".jfif",
-        ".png",
-        ".gif",
-        ".bmp",
-        ".webp",
-        ".tif",
-        ".tiff",
-        ".ppm",
-        ".pgm",
-        ".pbm",
-        ".heic",
-        ".avif",
-    )
-)
 #: Pixels of the longer side of a thumbnail, and characters kept of a text.
 THUMBNAIL_SIDE = 96
 THUMBNAIL_TEXT = 300
@@ -84,7 +66,7 @@ def _one_kind(kinds: dict[str, int], examples: Any) -> str:
 
 def _kind_of_one(example: Any) -> str:
     if isinstance(example, str):
-        return "path" if Path(example).suffix.lower() in IMAGE_ENDINGS and "\n" not in example else "text"
+        return "path" if Path(example).suffix.lower() in IMAGE_SUFFIXES and "\n" not in example else "text"
     if isinstance(example, os.PathLike) or hasattr(example, "getbands"):
         return "image"
     if isinstance(example, np.ndarray | Tensor):

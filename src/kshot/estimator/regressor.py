@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -150,35 +149,3 @@ class FewShotRegressor(RegressorMixin, Embedded):
         spread = float(np.square((self.y_ - self.y_.mean()) * n / (n - 1)).mean())
         square = float(e.square().mean())
         return ExpectedError(square**0.5, float(e.abs().mean()), 1 - square / spread if spread else 0.0, n)
-
-    def save(self, path: str | Path) -> None:
-        """Write the model into one file; see ``kshot.estimator.model_file``.
-
-        Args:
-            path: the file, usually ending in .kshot.
-        """
-        from kshot.estimator.model_file import save_model
-
-        save_model(self, path)
-
-    @classmethod
-    def load(cls, path: str | Path, *, encoder: Any = None, on_progress: OnProgress | None = None) -> FewShotRegressor:
-        """Read a model; no code of the file is run.
-
-        Args:
-            path: the file.
-            encoder: only for a model whose encoder was a function or network: that very one.
-            on_progress: told (done, all) examples while encoding.
-
-        Returns:
-            The fitted model.
-
-        Raises:
-            UserError: the file holds no regressor, is damaged, or its encoder is not to be had.
-        """
-        from kshot.estimator.model_file import load_model
-
-        model = load_model(path, encoder=encoder, on_progress=on_progress)
-        if not isinstance(model, cls):
-            raise UserError(f"expected a regressor in {path}, got a classifier; load it by FewShotClassifier.load")
-        return model
