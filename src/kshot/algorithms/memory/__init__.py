@@ -1,0 +1,1 @@
+"""Model-based methods: networks with a memory, that learn how to learn by reading the support."""

@@ -1,0 +1,1 @@
+"""Transductive methods: all queries of a task are answered together."""

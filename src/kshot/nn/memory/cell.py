@@ -1,0 +1,64 @@
+"""What every recurrent cell offers: a state to start from, and one step. A scan runs it along a sequence."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any, Generic, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+S = TypeVar("S", bound=tuple[Any, ...])
+
+
+class Cell(nn.Module, ABC, Generic[S]):
+    """A recurrent network of one step. States are named tuples of tensors, so they pass through ``vmap``.
+
+    Every tensor may have leading batch axes, written "..."; without any, it is one sequence.
+
+    Attributes:
+        n_inputs: I, width of the input of a step.
+        n_features: F, width of what a step returns.
+    """
+
+    n_inputs: int
+    n_features: int
+
+    @abstractmethod
+    def start(self, batch: tuple[int, ...] = ()) -> S:
+        """Return the state before anything was read.
+
+        Args:
+            batch: the leading axes.
+
+        Returns:
+            The state, of the type and on the device of the parameters.
+        """
+
+    @abstractmethod
+    def forward(self, x: Tensor, state: S) -> tuple[Tensor, S]:
+        """Take one step.
+
+        Args:
+            x: (..., I).
+            state: before.
+
+        Returns:
+            What is put out, (..., F), and the state after.
+        """
+
+    def scan(self, x: Tensor, state: S) -> tuple[Tensor, S]:
+        """Read a sequence.
+
+        Args:
+            x: (L, ..., I), L steps.
+            state: before.
+
+        Returns:
+            What each step put out, (L, ..., F), and the state after the last.
+        """
+        outputs = []
+        for step in x:
+            out, state = self(step, state)
+            outputs.append(out)
+        return torch.stack(outputs) if outputs else x.new_zeros(*x.shape[:-1], self.n_features), state
