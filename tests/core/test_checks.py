@@ -11,6 +11,7 @@ from kshot.testing.strategies import episodes, specs
 
 IMAGES = Spec("classification", (1, 4, 4), 3)
 VECTORS = Spec("regression", (2,), 1)
+BITS = Spec("sequence", (4,), 3)
 
 
 def labelled(y: list[int], n_way: int | None = 3, n: int | None = None) -> Split:
@@ -18,7 +19,7 @@ def labelled(y: list[int], n_way: int | None = 3, n: int | None = None) -> Split
 
 
 def test_good_episodes_pass() -> None:
-    for spec in (IMAGES, VECTORS):
+    for spec in (IMAGES, VECTORS, BITS):
         check_episode(synthetic_episode(spec), spec)
     check_episode(Episode(labelled([0, 1, 2], None), labelled([1], None)), IMAGES)
 
@@ -91,3 +92,15 @@ def test_parts_of_nested_inputs_are_checked() -> None:
     x = {"text": torch.zeros(3, 5), "image": torch.full((3, 2), float("inf"))}
     with pytest.raises(UserError, match="6 NaN or infinite"):
         check_split(Split(x, torch.arange(3), 3), IMAGES, "support")
+
+
+def test_sequences_are_asked_for_bits_at_the_query_alone() -> None:
+    support, query = synthetic_episode(BITS)
+    for bad in (support._replace(y=torch.zeros(2, 3, dtype=torch.bool)), support._replace(y=torch.zeros(2, 0))):
+        with pytest.raises(UserError, match=r"support.y: expected bool of shape \(., 0\).*nothing is asked while"):
+            check_episode(Episode(bad, query), BITS)
+    for bad in (query._replace(y=query.y.double()), query._replace(y=query.y[:, :2])):
+        with pytest.raises(UserError, match=r"query.y: expected bool of shape \(., 3\), got .*; one row of bits for"):
+            check_episode(Episode(support, bad), BITS)
+    with pytest.raises(UserError, match="got bits: this split is a sequence; it has no classes"):
+        query.ways()

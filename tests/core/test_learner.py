@@ -1,5 +1,7 @@
 """The protocol's defaults: the outer loss, transductivity by layers, options as the command line sees them."""
 
+import math
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -38,6 +40,10 @@ def test_task_loss_follows_the_targets() -> None:
     logits, y = torch.tensor([[0.0, 0.0], [0.0, 0.0]]), torch.tensor([0, 1])
     assert float(task_loss(logits, y)) == pytest.approx(0.6931472)
     assert float(task_loss(torch.tensor([[1.0], [3.0]]), torch.tensor([[0.0], [1.0]]))) == 2.5
+    odds = torch.tensor([[3.0, 1 / 3]], dtype=torch.float64).log()
+    right, wrong = torch.tensor([[True, False]]), torch.tensor([[True, True]])
+    assert float(task_loss(odds, right)) == pytest.approx(-math.log(0.75))
+    assert float(task_loss(odds, wrong)) == pytest.approx(-(math.log(0.75) + math.log(0.25)) / 2)
 
 
 TRANSDUCTIVE = {

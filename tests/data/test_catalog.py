@@ -36,11 +36,14 @@ def letters(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
 
 def test_names_are_in_order_and_entries_are_complete() -> None:
     found = catalog.datasets()
-    assert list(found) == ["glyphs", "omniglot", "sinusoid"]
+    assert list(found) == sorted(found)
+    generated = {"copy", "repeat_copy", "associative_recall", "ngrams", "priority_sort", "sinusoid", "glyphs"}
+    assert {"omniglot", *generated} <= set(found)
+    assert not any(found[name].archives for name in generated)
     for name, entry in found.items():
         assert catalog.dataset(name) is entry
         assert entry.name == name
-        assert entry.splits == ("meta_train", "meta_val", "meta_test")
+        assert entry.splits in (("meta_train", "meta_val", "meta_test"), ("meta_test",))
         assert entry.summary
         assert entry.licence
         assert entry.url.startswith("https://")
@@ -58,6 +61,8 @@ def test_every_option_can_be_offered_on_the_command_line() -> None:
     assert list(options["omniglot"]) == [*own, *sampling]
     assert list(options["glyphs"]) == ["image_size", *sampling]
     assert list(options["sinusoid"]) == []
+    assert list(options["copy"]) == ["min_length", "max_length", "n_bits"]
+    assert list(options["ngrams"]) == ["n_steps", "n_context"]
     for found in options.values():
         for p in found.values():
             assert p.default is not p.empty
@@ -109,7 +114,7 @@ def test_status_of_every_data_set(letters: list[Path]) -> None:
     letters[0].write_text("a")
     catalog.verify("letters")
     found = catalog.status()
-    assert list(found) == ["glyphs", "letters", "omniglot", "sinusoid"]
+    assert list(found) == sorted(catalog.datasets())
     assert [(s.present, s.verified, s.n_bytes) for s in found["letters"]] == [(True, True, 1), (False, False, None)]
     assert [s.present for s in found["omniglot"]] == [False] * 4
     assert found["glyphs"] == []

@@ -119,6 +119,33 @@ def test_transform_changes_pictures_of_both_splits_and_no_draw_of_classes() -> N
         assert not torch.allclose(a.x, b.x)
 
 
+def test_shuffling_moves_the_support_and_nothing_else() -> None:
+    """The draw is the same one, also of the tasks after it, and each picture keeps its label and its augmentation."""
+    change = RandomAffine(rotation=30)
+    plain, mixed = tasks(transform=change), tasks(transform=change, shuffle=True)
+    g, h = generator(11), generator(11)
+    for _ in range(2):
+        first, second = plain.plan(20, g), mixed.plan(20, h)
+        order = second.pop("support_order")
+        assert set(first) == set(second)
+        assert all(torch.equal(first[key], second[key]) for key in first)
+        a, b = plain.episodes(first), mixed.episodes(second | {"support_order": order})
+        rows = torch.arange(20)[:, None]
+        assert torch.equal(b.support.x, a.support.x[rows, order])
+        assert torch.equal(b.support.y, a.support.y[rows, order])
+        assert same(Episode(a.query, a.query), Episode(b.query, b.query))
+        assert len({tuple(row) for row in order.tolist()}) > 15
+        assert torch.equal(order.sort()[0], torch.arange(8).expand(20, 8))
+
+
+def test_varying_episodes_are_shuffled_too() -> None:
+    plain, mixed = (tasks(n_shot_range=(1, 5), shuffle=on) for on in (False, True))
+    for first, second in zip(plain.plan(9, generator(12)), mixed.plan(9, generator(12)), strict=True):
+        a, b = plain.episodes(first).support, mixed.episodes(second).support
+        assert torch.equal(b.x, a.x[:, second["support_order"][0]])
+        assert torch.equal(b.y, a.y[:, second["support_order"][0]])
+
+
 def test_varying_episodes_come_one_by_one() -> None:
     source = tasks(n_way_range=(2, 9), n_shot_range=(1, 5), transform=RandomAffine())
     assert source.varying

@@ -71,11 +71,68 @@ def test_first_steps_of_the_optimisers() -> None:
 
 
 def test_optimisers_that_are_none() -> None:
-    with pytest.raises(UserError, match="optimiser must be one of adam, adamw, sgd, got 'lion'"):
+    with pytest.raises(UserError, match="optimiser must be one of adam, adamw, sgd, rmsprop, got 'lion'"):
         make_optimiser([nn.Parameter(torch.zeros(1))], "lion", 0.1, 0, 0)
     for rate in (0.0, -1.0, float("nan")):
         with pytest.raises(UserError, match="outer_lr > 0"):
             make_optimiser([nn.Parameter(torch.zeros(1))], "adam", rate, 0, 0)
+
+
+def test_rmsprop_follows_graves_step_by_step() -> None:
+    """Equations 38 to 41 by hand, for one weight and then for another shape beside it."""
+    g = torch.Generator().manual_seed(0)
+    p, q = nn.Parameter(torch.tensor(2.0, dtype=torch.float64)), nn.Parameter(torch.zeros(3, 2))
+    optimiser = make_optimiser([p, q], "rmsprop", 0.1, 0.5, 0.9)
+    w, n, m, step = 2.0, 0.0, 0.0, 0.0
+    for _ in range(20):
+        p.grad = torch.randn((), generator=g, dtype=torch.float64)
+        q.grad = torch.ones(3, 2)
+        slope = float(p.grad) + 0.5 * w
+        n = 0.95 * n + 0.05 * slope**2
+        m = 0.95 * m + 0.05 * slope
+        step = 0.9 * step - 0.1 * slope / math.sqrt(n - m**2 + 1e-8)
+        w += step
+        optimiser.step()
+        assert float(p.detach()) == pytest.approx(w, rel=1e-9)
+    assert bool((q < 0).all())
+
+
+def test_rmsprop_stays_finite_where_a_gradient_does_not_vary() -> None:
+    """A variance that is a difference of averages comes out below zero by rounding; its root would be no number."""
+    p = nn.Parameter(torch.zeros(64))
+    optimiser = make_optimiser([p], "rmsprop", 1e-6, 0, 0.9)
+    slope = torch.linspace(0.1, 3, 64)
+    for _ in range(600):
+        p.grad = slope.clone()
+        optimiser.step()
+    assert bool(torch.isfinite(p).all())
+    assert bool((p < 0).all())
+
+
+def test_rmsprop_goes_on_from_its_state() -> None:
+    def run(steps: int, p: nn.Parameter, state: dict | None) -> tuple[nn.Parameter, dict]:
+        optimiser = make_optimiser([p], "rmsprop", 0.01, 0, 0.9)
+        if state:
+            optimiser.load_state_dict(state)
+        for _ in range(steps):
+            p.grad = p.detach() - 1
+            optimiser.step()
+        return p, optimiser.state_dict()
+
+    whole, _ = run(6, nn.Parameter(torch.zeros(2)), None)
+    half, state = run(3, nn.Parameter(torch.zeros(2)), None)
+    assert torch.equal(run(3, half, state)[0], whole)
+
+
+def test_clipping_bounds_every_entry_first() -> None:
+    grads = {"a": torch.tensor([3.0, -40.0]), "b": torch.tensor([[4.0]])}
+    clipped, norm = clip(grads, 0, 10.0)
+    assert float(norm) == pytest.approx(math.sqrt(9 + 1600 + 16))
+    assert {k: g.tolist() for k, g in clipped.items()} == {"a": [3.0, -10.0], "b": [[4.0]]}
+    both, _ = clip(grads, 1.0, 3.0)
+    length = math.sqrt(27)
+    assert both["a"].tolist() == pytest.approx([3 / length, -3 / length], rel=1e-5)
+    assert not torch.isfinite(clip({"a": torch.tensor([float("inf")])}, 0, 1.0)[1])
 
 
 def test_clipping_bounds_the_common_norm_and_keeps_the_direction() -> None:

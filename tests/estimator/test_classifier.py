@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -298,6 +299,46 @@ def test_data_frames() -> None:
     texts = pandas.DataFrame({"text": WORDS})
     assert FewShotClassifier(encoder=letters).fit(texts, pandas.Series(KINDS)).kind_ == "text"
     assert FewShotClassifier(encoder=letters).fit(texts["text"], KINDS).predict(texts).tolist() == KINDS
+
+
+def test_data_frames_of_polars() -> None:
+    polars = pytest.importorskip("polars", reason="needs the package polars")
+    x, y = clusters()
+    frame = polars.DataFrame({name: x[:, i] for i, name in enumerate("abcde")})
+    model = FewShotClassifier().fit(frame, polars.Series(y))
+    assert model.feature_names_in_.tolist() == list("abcde")
+    assert (model.predict(frame) == y).all()
+    texts = polars.DataFrame({"text": WORDS})
+    assert FewShotClassifier(encoder=letters).fit(texts, polars.Series(KINDS)).kind_ == "text"
+    assert FewShotClassifier(encoder=letters).fit(texts["text"], KINDS).predict(texts).tolist() == KINDS
+    with pytest.raises(UserError, match=r"got a LazyFrame; pass what its collect\(\) gives"):
+        FewShotClassifier().fit(frame.lazy(), y)
+
+
+def test_a_column_that_only_knows_to_list_holds_texts() -> None:
+    class Column:
+        """As polars has it: no tolist."""
+
+        def __len__(self) -> int:
+            return len(WORDS)
+
+        def __iter__(self) -> Iterator[str]:
+            return iter(WORDS)
+
+        def to_list(self) -> list[str]:
+            return list(WORDS)
+
+    model = FewShotClassifier(encoder=letters).fit(Column(), KINDS)
+    assert model.kind_ == "text"
+    assert model.predict(Column()).tolist() == KINDS
+
+
+def test_a_frame_that_is_not_read_yet_is_refused() -> None:
+    class Lazy:
+        def collect(self) -> None: ...
+
+    with pytest.raises(UserError, match=r"expected examples in memory, got a Lazy; pass what its collect\(\) gives"):
+        FewShotClassifier().fit(Lazy(), [0, 1])
 
 
 def test_pictures_by_a_function_have_thumbnails(tmp_path: Path) -> None:

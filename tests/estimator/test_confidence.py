@@ -183,5 +183,24 @@ def test_near_duplicates_are_pairs_once_each():
 def test_label_next_asks_about_what_is_uncertain_and_not_twice():
     p = torch.tensor([[0.5, 0.5], [0.51, 0.49], [0.99, 0.01], [0.6, 0.4]])
     u = torch.tensor([[1.0, 0.0], [1.0, 0.001], [0.0, 1.0], [-1.0, 0.0]])
-    assert label_next(p, u, 2) == [0, 3]
-    assert sorted(label_next(p, u, 99)) == [0, 1, 2, 3]
+    assert label_next(p.log(), u, 2) == [0, 3]
+    assert sorted(label_next(p.log(), u, 99)) == [0, 1, 2, 3]
+
+
+def test_label_next_weighs_margins_and_distances():
+    p = torch.softmax(torch.randn(40, 5, generator=torch.Generator().manual_seed(1)).double(), 1)
+    u = torch.nn.functional.normalize(torch.randn(40, 6, generator=torch.Generator().manual_seed(2)).double(), dim=1)
+    top = p.sort(1, descending=True).values
+    chosen: list[int] = []
+    for _ in range(8):
+        far = [min([1.0] + [1 - float(u[i] @ u[j]) for j in chosen]) for i in range(40)]
+        gain = [-1.0 if i in chosen else float(1 - top[i, 0] + top[i, 1]) * far[i] for i in range(40)]
+        chosen.append(max(range(40), key=lambda i: gain[i]))
+    assert label_next(p.log() + 3, u, 8) == chosen
+
+
+def test_label_next_tells_answers_apart_that_look_certain():
+    margins = torch.tensor([900.0, 300.0, 40.0, 700.0])
+    logits = torch.stack([margins, torch.zeros(4), torch.full((4,), -2000.0)], 1).double()
+    assert logits.softmax(1)[:, 0].tolist() == [1.0] * 4
+    assert label_next(logits, torch.eye(4), 4) == [2, 1, 3, 0]

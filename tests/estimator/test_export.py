@@ -18,6 +18,7 @@ from kshot.estimator import export
 from kshot.estimator.classifier import FewShotClassifier
 from kshot.estimator.export import TOLERANCE, export_onnx
 from kshot.estimator.export_network import Quantiles, Strangeness
+from kshot.estimator.regressor import FewShotRegressor
 
 
 def run(path, **inputs):
@@ -233,3 +234,47 @@ def test_molecules_enter_as_fingerprints(tmp_path):
     got, metadata = run(tmp_path / "m.onnx", vectors=model.encoder_.encode(smiles).numpy())
     compare(got, model, smiles)
     assert json.loads(metadata["kshot"])["preprocessing"]["fingerprint"]["n_bits"] == 2048
+
+
+@pytest.mark.parametrize("kind", ["table", "vector"])
+def test_numbers_are_the_models(kind, tmp_path):
+    X, _ = draw(3, 12)
+    # Far from 0, where single precision would be off by more than is allowed.
+    y = 1e7 + 3 * X[:, 0] - X[:, 1] ** 2
+    X = X.astype(np.float64) if kind == "table" else X.astype(np.float32)
+    model = FewShotRegressor(kind=kind).fit(X, y)
+    export_onnx(model, tmp_path / "n.onnx")
+    new = (X[:7] * 1.1).astype(X.dtype)
+    got, metadata = run(tmp_path / "n.onnx", **{"rows" if kind == "table" else "vectors": new})
+    mean, deviation = model.predict(new, return_std=True)
+    assert list(got) == ["prediction", "deviation"]
+    assert np.abs(got["prediction"] - mean).max() < TOLERANCE * y.std()
+    assert np.abs(got["deviation"] - deviation).max() < TOLERANCE * y.std()
+    assert deviation.std() > 10 * TOLERANCE * y.std()
+    about = json.loads(metadata["kshot"])
+    assert about["task"] == "regression"
+    assert "classes" not in about
+
+
+def test_a_network_of_pictures_of_ones_own_is_exported(tmp_path):
+    from PIL import Image
+
+    from kshot.apps.vision import ModuleEncoder, Preprocessing
+
+    with torch.random.fork_rng([]):
+        torch.manual_seed(0)
+        layers = [torch.nn.Conv2d(3, 8, 5, stride=4), torch.nn.BatchNorm2d(8), torch.nn.ReLU()]
+        network = torch.nn.Sequential(*layers, torch.nn.AdaptiveAvgPool2d(2), torch.nn.Flatten())
+    random = np.random.default_rng(0)
+    X = [Image.fromarray((random.random((9, 9, 3)) * (60 + 90 * (i % 2))).astype(np.uint8)) for i in range(10)]
+    encoder = ModuleEncoder(network, preprocessing=Preprocessing(size=(32, 32)))
+    model = FewShotClassifier(encoder, kind="image").fit(X, [i % 2 for i in range(10)])
+    export_onnx(model, tmp_path / "m.onnx")
+    how = encoder.prepare
+    pixels = how.normalise(torch.from_numpy(np.stack([how.read(x) for x in X]))).contiguous().numpy()
+    got, metadata = run(tmp_path / "m.onnx", pixels=pixels)
+    assert np.abs(got["probabilities"] - model.predict_proba(X)).max() < TOLERANCE
+    assert json.loads(metadata["kshot"])["preprocessing"]["size"] == [32, 32]
+    plain = FewShotClassifier(ModuleEncoder(lambda x: x.mean((2, 3))), kind="image").fit(X, [i % 2 for i in range(10)])
+    with pytest.raises(UserError, match=r"function that can't be exported"):
+        export_onnx(plain, tmp_path / "f.onnx")

@@ -97,3 +97,39 @@ def test_equal_shots_and_equal_targets_are_no_trouble() -> None:
     flat = fit_kernel_ridge(z, torch.full((6,), 3.0, dtype=torch.float64), unit=True, order=torch.arange(6))
     assert flat.mean(z).tolist() == pytest.approx([3.0] * 6)
     assert float(flat.deviation(z).max()) == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize("kernel", [Kernel(1.0, 1.0, 0.3), Kernel(0.5, 1.0, 0.05)])
+def test_intervals_of_shots_are_those_of_the_others(kernel: Kernel) -> None:
+    z, y = problem()
+    fitted = fit_kernel_ridge(z, y, unit=False, order=torch.arange(len(z)), kernel=kernel)
+    got = fitted.left_out_intervals(y, torch.tensor([0, 5, 13]), 0.75)
+    x = fitted.scale.apply(z)
+    for row, i in enumerate((0, 5, 13)):
+        others = [j for j in range(len(z)) if j != i]
+        low, high = [], []
+        for j in others:
+            kept = [k for k in others if k != j]
+            at_i, at_j = solved(kernel, x[kept], y[kept], x[[i, j]])
+            size = (y[j] - at_j).abs()
+            low.append(float(at_i - size))
+            high.append(float(at_i + size))
+        # Of 13 others ranks 3 and 11 hold three quarters.
+        assert got[row].tolist() == pytest.approx([sorted(low)[2], sorted(high)[10]], rel=1e-7)
+
+
+def test_so_few_others_vouch_for_nothing() -> None:
+    z, y = problem(8)
+    fitted = fit_kernel_ridge(z, y, unit=False, order=torch.arange(8), kernel=Kernel(1.0, 1.0, 0.3))
+    assert fitted.left_out_intervals(y, torch.arange(8), 0.9).abs().min() == math.inf
+    few = fit_kernel_ridge(z[:2], y[:2], unit=False, order=torch.arange(2), kernel=Kernel(1.0, 1.0, 0.3))
+    assert few.left_out_intervals(y[:2], torch.arange(2), 0.5).abs().min() == math.inf
+
+
+def test_the_nearest_shot_of_a_shot_is_itself() -> None:
+    z, y = problem()
+    fitted = fit_kernel_ridge(z, y, unit=True, order=torch.arange(len(z)))
+    distances, index = fitted.nearest(z, 2)
+    assert index[:, 0].tolist() == list(range(len(z)))
+    assert bool((distances[:, 0] < 1e-9).all())
+    assert bool((distances[:, 1] > 1e-3).all())

@@ -58,6 +58,19 @@ def test_a_loaded_classifier_answers_the_same(saved: tuple[FewShotClassifier, Pa
         again.predict(x[:, :2])
 
 
+def test_the_same_fit_is_the_same_file(saved: tuple[FewShotClassifier, Path], tmp_path: Path) -> None:
+    x, y = rows()
+    for name in "abcd":
+        model = FewShotClassifier(unknown_rate=0.2, head="ridge").fit(x, np.array(["ant", "bee", "cat"])[y])
+        model.save(tmp_path / name)
+        assert (tmp_path / name).read_bytes() == saved[1].read_bytes()
+
+
+def test_what_a_file_is_stands_at_its_beginning(saved: tuple[FewShotClassifier, Path]) -> None:
+    assert saved[1].read_bytes()[8:].startswith(b'{"__metadata__":{"kshot_model":"1",')
+    assert is_model(saved[1])
+
+
 def test_what_a_file_says_of_itself(saved: tuple[FewShotClassifier, Path]) -> None:
     model, path = saved
     said = describe(path)

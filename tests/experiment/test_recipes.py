@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import math
 
 import pytest
 
@@ -8,6 +9,7 @@ from kshot.core.registry import methods
 from kshot.engine.train import TrainConfig
 from kshot.experiment.config import EvalConfig, RunConfig, TaskConfig
 from kshot.experiment.recipes import Recipe, Row, recipe, recipes, reproduce, verdict, write_result
+from kshot.experiment.recipes.measure import milestone
 
 
 def test_every_recipe_names_a_method_and_its_source():
@@ -67,3 +69,80 @@ def test_one_seed_has_no_interval_over_seeds(tmp_path):
     assert result["rows"][0]["ci95_seeds"] is None
     assert result["steps"] == 2
     assert "--steps 2" in result["command"]
+
+
+def _sequences(data, data_options, rows, steps=4):
+    config = RunConfig(
+        "lstm",
+        data,
+        task=TaskConfig(n_tasks=3),
+        evaluation=EvalConfig(eval_episodes=0, val_episodes=2),
+        train=TrainConfig(steps=steps, batching="native", validate_every=2),
+        options={"n_hidden": 4},
+        data_options=data_options,
+    )
+    return Recipe("tiny", "nobody", config, rows, "none")
+
+
+def _metrics(folder, values):
+    text = "step,loss,grad_norm,outer_lr,val,seconds\n"
+    text += "".join(f"{step},0.5,1.0,0.1,{'' if v is None else -v},1.0\n" for step, v in values.items())
+    (folder / "metrics.csv").write_text(text)
+
+
+def test_when_a_training_first_met_a_bound(tmp_path):
+    found = _sequences("copy", {"max_length": 2}, ())
+    reproduce(found, tmp_path, seeds=(0,))
+    run = tmp_path / "seed-0"
+    _metrics(run, {1: None, 2: 5.0, 4: 0.9, 6: 1.2, 8: 0.1})
+    assert (milestone(run, 1.0).mean, milestone(run, 1.0).every, milestone(run, 1.0).n_episodes) == (12, 6, 4)
+    assert milestone(run, 0.2).mean == 24
+    assert milestone(run, 0.05).mean == math.inf
+    assert milestone(run, 0.05).to_dict()["mean"] is None
+
+
+def test_rows_of_sequences(tmp_path):
+    within = {"n_episodes": 4, "data_options": {"n_steps": 12}}
+    rows = (
+        Row("cost", None, None, "", within),
+        Row("above the best", None, 1e9, "", within | {"excess": True}),
+        Row("until", None, 5, "", {"until": 1e9}, over_seeds="median"),
+        Row("slowest", None, 7, "", {"until": 1e9}, over_seeds="largest"),
+        Row("never", None, 7, "", {"until": 0.0}, over_seeds="largest"),
+    )
+    result = reproduce(_sequences("ngrams", {"n_steps": 20}, rows), tmp_path, seeds=(0, 1, 2))
+    cost, above, until, slowest, never = result["rows"]
+    assert [row["metric"] for row in result["rows"]] == ["bits", "excess_bits", *["sequences"] * 3]
+    for seed in range(3):
+        assert above["records"][seed]["mean"] == pytest.approx(
+            cost["records"][seed]["mean"] - cost["records"][seed]["optimal_bits"]
+        )
+        assert above["records"][seed]["bits"] == cost["records"][seed]["mean"]
+    assert above["ci95_episodes"] > 0
+    assert (until["mean"], until["passed"], slowest["passed"]) == (6, False, True)
+    assert (never["mean"], never["passed"], never["ci95_seeds"]) == (None, False, None)
+    write_result(tmp_path / "r.json", result)
+    assert "Infinity" not in (tmp_path / "r.json").read_text()
+
+
+def test_machines_of_the_paper():
+    """Tables 1 and 2 of the paper, and what holds for all: memory, clipping, momentum."""
+    table = {
+        "ntm-copy": ("lstm", 100, 1),
+        "ntm-copy-ff": ("feedforward", 100, 1),
+        "ntm-repeat-copy": ("lstm", 100, 1),
+        "ntm-repeat-copy-ff": ("feedforward", 100, 1),
+        "ntm-associative-recall": ("lstm", 100, 1),
+        "ntm-associative-recall-ff": ("feedforward", 256, 4),
+        "ntm-ngrams": ("lstm", 100, 1),
+        "ntm-ngrams-ff": ("feedforward", 100, 1),
+        "ntm-priority-sort": ("lstm", 100, 5),
+        "ntm-priority-sort-ff": ("feedforward", 512, 8),
+    }
+    known = {name: found for name, found in recipes().items() if found.config.algorithm == "ntm"}
+    assert set(table) <= set(known)
+    for name, (controller, n_hidden, n_heads) in table.items():
+        options = known[name].config.options
+        assert (options["controller"], options["n_hidden"], options["n_heads"]) == (controller, n_hidden, n_heads)
+        assert (options["n_slots"], options["slot_width"]) == (128, 20)
+        assert known[name].config.train.clip_value == 10

@@ -82,3 +82,43 @@ def test_names_differ(runs, tmp_path):
 def test_a_place_that_cannot_be_written(runs):
     with pytest.raises(UserError, match=r"could not write|cannot write"):
         write_reports([runs / "waves"], runs / "waves" / "config.toml" / "r.html", Look(n_episodes=2))
+
+
+@pytest.fixture(scope="module")
+def copying(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sequences")
+    config = RunConfig(
+        "ntm",
+        "copy",
+        task=TaskConfig(n_tasks=2),
+        evaluation=EvalConfig(eval_episodes=0, val_episodes=2),
+        train=TrainConfig(
+            steps=2, batching="loop", validate_every=1, log_every=1, optimiser="rmsprop", clip_value=10.0
+        ),
+        options={"n_hidden": 5, "n_slots": 6, "slot_width": 4},
+        data_options={"max_length": 3},
+    )
+    train_run(config, folder / "copying")
+    return folder / "copying"
+
+
+def test_sequences_are_measured_and_pictured_beyond_training(copying):
+    found = run_report(copying, "copying", Look(n_episodes=2))
+    assert found.by_shots.along == "length"
+    assert found.by_shots.x == (3, 10, 20, 30, 50, 120)
+    assert found.by_shots.metric == "bits"
+    titles = [p.title for p in found.pictures.sequences]
+    assert titles == [
+        "Length: 3, the largest in training",
+        "Length: 10, beyond training",
+        "Length: 120, beyond training",
+    ]
+    assert [len(p.target) for p in found.pictures.sequences] == [3, 10, 120]
+    assert [bool(p.trace) for p in found.pictures.sequences] == [True, True, False]
+
+
+def test_a_film_of_the_memory_lies_beside_the_report(copying, tmp_path):
+    write_reports([copying], tmp_path / "r.html", Look(n_episodes=2))
+    assert (tmp_path / "r-memory.gif").read_bytes().startswith(b"GIF")
+    text = (tmp_path / "r.html").read_text()
+    assert "validation bits per sequence" in text, "an untested run is known by what was measured for its curves"

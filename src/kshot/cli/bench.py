@@ -14,7 +14,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from kshot.bench.cases import CASES, Result, run_case
+from kshot.bench.cases import CASES, Result, run_case, runnable
 from kshot.cli.flags import first_positional, parse
 from kshot.cli.live import Display
 from kshot.cli.words import command_line
@@ -66,7 +66,7 @@ def run(args: Sequence[str]) -> int:
     quiet = asked.json == "-"
     results = []
     with Display() as display:
-        for case in [name] if name else CASES:
+        for case in [name] if name else runnable():
             with display.waiting(f"{case}: {asked.rounds} rounds"):
                 results.append(run_case(case, asked.rounds, root))
             if not quiet:
@@ -92,8 +92,10 @@ def _print(result: Result) -> None:
     for name, seconds in result.extra.items():
         if name.endswith(", more_s"):
             print(f"{name.removesuffix(', more_s')}: {seconds:.2f} s more than import torch")
-    if result.passed is not None:
-        word = "reached" if result.passed else "missed"
+    word = "reached" if result.passed else "missed"
+    if result.per_minute is not None:
+        print(f"asked: {result.per_minute:,.0f} a minute: {word}, {60 / result.lines[0].seconds:,.0f}")
+    elif result.passed is not None:
         print(f"asked: {result.least} times faster than {result.against}: {word}")
 
 

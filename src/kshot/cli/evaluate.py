@@ -15,22 +15,25 @@ from kshot.cli.live import Display, RunView
 from kshot.cli.settings import algorithm_group, data_group, given, owners
 from kshot.cli.tables import show, table
 from kshot.cli.words import command_line, estimate, inference
-from kshot.core import UserError
+from kshot.core import UserError, method, methods
 from kshot.evaluation.record import Record
-from kshot.evaluation.report.wording import duration, metric_name, task
+from kshot.evaluation.report.wording import duration, metric_name, task_and_queries
 from kshot.experiment.config import RunConfig
 from kshot.experiment.run import evaluate_run, run_config
+from kshot.experiment.untrained import evaluate_untrained
 from kshot.nn.norm import NORMALISATIONS
 
 _ABOUT = """\
 Test the run in folder RUN, as it was trained or on other tasks, ways, shots,
-data or statistics. Its weights are those of the best validation.
+data or statistics. Its weights are those of the best validation. Methods with
+nothing to train (nearest, hausdorff) are named in the place of a run.
 
 examples:
   kshot evaluate runs/proto
   kshot evaluate runs/proto --n-way 20 --n-shot 5 --n-episodes 1000
   kshot evaluate runs/maml --n-inner-steps-eval 10 --normalisation support
   kshot evaluate runs/proto --data glyphs --json - | jq .mean
+  kshot evaluate hausdorff --data omniglot_challenge --image-size 105
 
 `kshot evaluate RUN --help` also shows the options of its algorithm and data."""
 
@@ -51,7 +54,7 @@ def run(args: Sequence[str]) -> int:
         UserError: no run is named, or the arguments make no sense.
     """
     folder = first_positional(args) or ""
-    config = run_config(Path(folder)) if folder else None
+    config = _config(folder, peek(args, "data")) if folder else None
     data = peek(args, "data") or (config.data if config else "")
     found = parse(shape(config, data), args, prog="kshot evaluate", about=_ABOUT, owners=owners())
     if config is None:
@@ -65,6 +68,17 @@ def run(args: Sequence[str]) -> int:
         record.write(found.json)
         print(f"written to {found.json}")
     return 0
+
+
+def _config(folder: str, data: str | None) -> RunConfig:
+    known = methods()
+    if folder not in known or Path(folder).exists():
+        return run_config(Path(folder))
+    if known[folder].learner.trained_on != "nothing":
+        raise UserError(f"{folder} has to be trained first: kshot train {folder} --data {data or 'NAME'} --out RUN")
+    if not data:
+        raise UserError(f"expected a data set: kshot evaluate {folder} --data NAME")
+    return RunConfig(folder, data)
 
 
 def shape(config: RunConfig | None, data: str) -> type:
@@ -129,24 +143,24 @@ def _evaluate(args: Sequence[str], folder: Path, config: RunConfig, data: str, f
     with Display() as display:
         view = RunView(display, f"{config.algorithm} on {data}", 0)
         view.wait(f"opening {data}")
-        return evaluate_run(
-            folder,
-            data=data,
-            split=found.split,
-            n_way=_given(found.n_way, "n_way", args),
-            n_shot=_given(found.n_shot, "n_shot", args),
-            n_query=_given(found.n_query, "n_query", args),
-            n_episodes=found.n_episodes,
-            seed=found.seed,
-            device=found.device,
-            normalisation=found.normalisation or None,
-            options=given(args, getattr(found, config.algorithm)),
-            data_options=given(args, getattr(found, data)),
-            root=Path(found.data_root) if found.data_root else None,
-            on_progress=view.on_progress,
-            on_download=view.on_download,
-            command=command_line("evaluate", args),
-        )[3]
+        own = {"options": given(args, getattr(found, config.algorithm))}
+        own["data_options"] = given(args, getattr(found, data))
+        asked: dict[str, Any] = {
+            "split": found.split,
+            "n_way": _given(found.n_way, "n_way", args),
+            "n_shot": _given(found.n_shot, "n_shot", args),
+            "n_query": _given(found.n_query, "n_query", args),
+            "n_episodes": found.n_episodes,
+            "seed": found.seed,
+            "device": found.device,
+            "root": Path(found.data_root) if found.data_root else None,
+            "on_progress": view.on_progress,
+            "on_download": view.on_download,
+            "command": command_line("evaluate", args),
+        }
+        if method(config.algorithm).learner.trained_on == "nothing":
+            return evaluate_untrained(dataclasses.replace(config, **own), **asked)[3]
+        return evaluate_run(folder, data=data, normalisation=found.normalisation or None, **own, **asked)[3]
 
 
 def _given(value: int, name: str, args: Sequence[str]) -> int | None:
@@ -161,13 +175,17 @@ def _print(record: Record) -> None:
     made = table()
     extra = record.extra
     rows = {
-        "tasks": f"{task(record)}, {record.n_query} queries, {record.data} {record.split}",
+        "tasks": f"{task_and_queries(record)}, {record.data} {record.split}",
         metric_name(record.metric): f"{estimate(record)}  (95% interval)",
+        "the best possible": f"{extra['optimal_bits']:.4g} {metric_name('bits')}" if "optimal_bits" in extra else "",
+        "wrong bits": f"{extra['wrong_bits']:.4g} per sequence" if "wrong_bits" in extra else "",
         "negative log-likelihood": f"{extra['nll']:.4f}" if "nll" in extra else "",
         "calibration error": f"{100 * extra['ece']:.2f} %" if "ece" in extra else "",
         "inference": f"{inference(record.transductive)}, normalisation {record.normalisation}",
         "episodes": f"{record.n_episodes:,}, seed {record.seed}, {duration(record.seconds)}",
-        "weights": f"step {extra.get('steps_trained', '?')}, training seed {extra.get('train_seed', '?')}",
+        "weights": f"step {extra['steps_trained']}, training seed {extra.get('train_seed', '?')}"
+        if "steps_trained" in extra
+        else "",
     }
     for name, text in rows.items():
         if text:

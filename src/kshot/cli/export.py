@@ -10,13 +10,14 @@ from typing import Annotated
 from tyro.conf import Positional, arg
 
 from kshot.cli.fit_words import size
-from kshot.cli.fitted import open_model
+from kshot.cli.fitted import open_any
 from kshot.cli.flags import parse
 from kshot.cli.live import Display
 from kshot.core import UserError
 
 _ABOUT = """\
-Write encoder and head as one ONNX file that gives probabilities. The file is
+Write encoder and head as one ONNX file that gives probabilities, or
+numbers. The file is
 run on examples and compared with the model before it is kept. A JSON file
 beside it says what to feed: sizes, means, the tokeniser, the classes.
 
@@ -56,7 +57,7 @@ def run(args: Sequence[str]) -> int:
     if path.is_dir():
         raise UserError(f"expected a file for the model, {path} is a folder; name a file in it")
     with Display() as display:
-        model = open_model(asked.model, display)
+        model = open_any(asked.model, display)
         with display.waiting("writing and checking"):
             from kshot.estimator.export import export_onnx
 

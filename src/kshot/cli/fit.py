@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -22,7 +22,7 @@ from kshot.cli.fitted import (
     shot_names,
     write_report,
 )
-from kshot.cli.flags import parse
+from kshot.cli.flags import parse, typed
 from kshot.cli.live import Display
 from kshot.cli.tables import show, table
 from kshot.cli.words import command_line
@@ -43,11 +43,14 @@ for each class, or a CSV, TSV or JSONL file with a label column and a text
 column, a SMILES column, or columns of numbers. Prints what to expect of the
 model on new examples, and which labels to look at again.
 
+With --task regression the labels are numbers, and numbers are predicted.
+
 examples:
   kshot fit photos/ --out birds.kshot
   kshot fit questions.csv --text-column question --label-column topic --out topics.kshot
   kshot fit questions.csv --out topics.kshot --finetune --report topics.html
-  kshot fit photos/ --out birds.kshot --encoder image:vit_small_patch14_dinov2.lvd142m"""
+  kshot fit photos/ --out birds.kshot --encoder image:vit_small_patch14_dinov2.lvd142m
+  kshot fit houses.csv --out prices.kshot --task regression --label-column price"""
 
 
 @dataclass(frozen=True)
@@ -59,12 +62,14 @@ class FitSettings:
         out: the model file; an older model there is replaced, any other file is not.
         text_column: column of texts or SMILES.
         label_column: column of labels.
+        task: classification, or regression where labels are numbers to be predicted; auto is classification, but asks
+            back where labels look like amounts.
         columns: columns of numbers.
         kind: what examples are; auto tells by the data.
         encoder: what turns examples into vectors: auto, image:MODEL of timm, text:MODEL of sentence-transformers,
             molecule:morgan, table:quantile, or the folder of a run of kshot train.
         head: what is learnt on the vectors; auto chooses by leaving shots out.
-        finetune: train the encoder on the shots, too (text); takes minutes.
+        finetune: train the encoder on the shots, too (text, images); takes minutes.
         use_class_names: of texts, let the name of each class count as one more example, where that helps.
         unknown_rate: share of examples of the classes that may be answered "unknown" by mistake; 0 answers always.
         skip_bad: leave unreadable examples out, and name them, in the place of stopping.
@@ -81,6 +86,7 @@ class FitSettings:
     columns: Annotated[
         tuple[str, ...], arg(metavar="NAME...", help_behavior_hint="(default: all that are numbers)")
     ] = ()
+    task: Literal["auto", "classification", "regression"] = "auto"
     kind: Literal["auto", "image", "text", "molecule", "table"] = "auto"
     encoder: str = "auto"
     head: Literal["auto", "prototypes", "cosine", "ridge", "logistic"] = "auto"
@@ -110,9 +116,13 @@ def run(args: Sequence[str]) -> int:
     _check(asked)
     if asked.threads > 0:
         torch.set_num_threads(asked.threads)
+    if asked.task == "regression":
+        from kshot.cli.fit_numbers import fit_numbers
+
+        return fit_numbers(asked, typed(args, FitSettings))
     began = time.monotonic()
     with Display() as display:
-        source = _read(asked, display)
+        source = read_asked(asked, display)
         model = _fit(asked, source, display)
         model.save(asked.out)
         write_report(model, asked.report, display)
@@ -133,19 +143,32 @@ def _check(asked: FitSettings) -> None:
         check_report_free(Path(asked.report))
 
 
-def _read(asked: FitSettings, display: Display) -> Source:
+def read_asked(asked: FitSettings, display: Display) -> Source:
+    """Read the examples that are asked for.
+
+    Args:
+        asked: the settings.
+        display: where it is shown.
+
+    Returns:
+        The examples with their labels.
+    """
     with display.waiting(f"reading {asked.data}"):
         from kshot.estimator.sources import read_training
+        from kshot.estimator.sources_targets import check_named
 
-        return read_training(
+        source = read_training(
             asked.data,
             kind=None if asked.kind == "auto" else asked.kind,
             text_column=asked.text_column or None,
             label_column=asked.label_column or None,
             columns=asked.columns,
             skip_bad=asked.skip_bad,
+            numeric=asked.task == "regression",
             on_progress=Encoding(display, "trying"),
         )
+        found = check_named(source.labels or [], asked.data) if asked.task == "auto" else []
+        return replace(source, notes=[*source.notes, *found])
 
 
 def _fit(asked: FitSettings, source: Source, display: Display) -> FewShotClassifier:
@@ -176,7 +199,7 @@ def _print(asked: FitSettings, model: FewShotClassifier, source: Source, seconds
     made.add_row(
         "read", f"{amount(len(source), source.kind)} of {fitted.n_classes:,} classes, {spread(counts)} a class"
     )
-    made.add_row("encoder", f"{model.encoder_.name}, {model.encoder_.dim:,} numbers for each")
+    made.add_row("encoder", f"{model.encoder_.name}, {model.encoder_.dim:,} numbers for each{_tuning(asked, model)}")
     made.add_row("head", _head(fitted))
     made.add_row("expected accuracy", expectation(fitted.expected))
     made.add_row("unknown", vouched(len(fitted.reference)))
@@ -192,6 +215,13 @@ def _print(asked: FitSettings, model: FewShotClassifier, source: Source, seconds
     _print_doubts(model, source)
     _print_duplicates(model, source)
     _print_next(asked, source)
+
+
+def _tuning(asked: FitSettings, model: FewShotClassifier) -> str:
+    if not asked.finetune:
+        return ""
+    kept = "left as it was: tuning did not tell shots left out better, or none could be left out"
+    return ", fine-tuned" if model.encoder_.tensors() else f", {kept}"
 
 
 def _head(fitted: Fit) -> str:

@@ -19,6 +19,7 @@ from kshot.core import UserError
 
 if TYPE_CHECKING:
     from kshot.estimator.classifier import FewShotClassifier
+    from kshot.estimator.regressor import FewShotRegressor
     from kshot.estimator.sources import Source
 
 #: How the header of a file of predictions begins.
@@ -54,7 +55,7 @@ class Encoding:
             self._bar = None
 
 
-def open_model(path: str, display: Display) -> FewShotClassifier:
+def open_any(path: str, display: Display) -> FewShotClassifier | FewShotRegressor:
     """Open a model; it shows how far it is whenever it encodes.
 
     Args:
@@ -65,17 +66,42 @@ def open_model(path: str, display: Display) -> FewShotClassifier:
         The model.
 
     Raises:
-        UserError: no file is named, it is not there, holds no classifier, or is damaged.
+        UserError: no file is named, it is not there, holds no model, or is damaged.
     """
     if not path:
         raise UserError("expected a model file first, one that kshot fit has written")
     with display.waiting(f"opening {path}"):
-        from kshot.estimator.classifier import FewShotClassifier
+        from kshot.estimator.model_file import load_model
 
-        return FewShotClassifier.load(Path(path), on_progress=Encoding(display))
+        return load_model(Path(path), on_progress=Encoding(display))
 
 
-def read_new(model: FewShotClassifier, inputs: Sequence[str], display: Display, **asked: Any) -> Source:
+def open_model(path: str, display: Display) -> FewShotClassifier:
+    """Open a model of classes, as ``open_any`` does.
+
+    Args:
+        path: the model file.
+        display: where.
+
+    Returns:
+        The model.
+
+    Raises:
+        UserError: there is none, or it is one of numbers.
+    """
+    model = open_any(path, display)
+    from kshot.estimator.regressor import FewShotRegressor
+
+    if isinstance(model, FewShotRegressor):
+        raise UserError(
+            f"expected a model of classes, {path} predicts numbers and has none; to change it, fit anew on all examples"
+        )
+    return model
+
+
+def read_new(
+    model: FewShotClassifier | FewShotRegressor, inputs: Sequence[str], display: Display, **asked: Any
+) -> Source:
     """Read examples of the kind that a model was fitted on.
 
     Args:
@@ -112,7 +138,7 @@ def examples_of(source: Source) -> Any:
     return np.asarray(source.examples, dtype=np.float64) if source.kind == "table" else source.examples
 
 
-def remember_columns(model: FewShotClassifier, source: Source) -> None:
+def remember_columns(model: FewShotClassifier | FewShotRegressor, source: Source) -> None:
     """Let a model file say which columns it was fitted on, so that new files may have them in another order.
 
     Args:
@@ -243,7 +269,7 @@ def label_like(text: str, classes: Sequence[Any]) -> Any:
         raise UserError(f"expected a number, as the classes of this model are, got {text!r}; number it") from error
 
 
-def write_report(model: FewShotClassifier, path: str, display: Display, **new: Any) -> None:
+def write_report(model: FewShotClassifier | FewShotRegressor, path: str, display: Display, **new: Any) -> None:
     """Write the report of a model, if one is asked for.
 
     Args:

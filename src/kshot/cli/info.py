@@ -11,8 +11,9 @@ from typing import Annotated, Any
 import torch
 from tyro.conf import Positional, arg
 
+from kshot.cli.fit_numbers import expected_error
 from kshot.cli.fit_words import expectation, size, spread, vouched
-from kshot.cli.fitted import check_report_free, open_model, write_report
+from kshot.cli.fitted import check_report_free, open_any, write_report
 from kshot.cli.flags import parse
 from kshot.cli.live import Display
 from kshot.cli.tables import show, table
@@ -70,7 +71,7 @@ def run(args: Sequence[str]) -> int:
     found = container.read(Path(asked.model)).header
     if asked.report:
         with Display() as display:
-            write_report(open_model(asked.model, display), asked.report, display)
+            write_report(open_any(asked.model, display), asked.report, display)
     if asked.json == "-":
         print(json.dumps(found, indent=2))
         return 0
@@ -84,9 +85,12 @@ def _print(path: str, found: dict[str, Any]) -> None:
     made = table()
     made.add_row("file", f"{path}, {size(Path(path))}, made by kshot {found['kshot']}")
     made.add_row("learnt from", f"{found['n_shots']:,} examples ({found['kind']}){_columns(found)}")
-    made.add_row("encoder", found["encoder"]["name"])
+    tuned = ", fine-tuned" if found["encoder"]["settings"].get("finetuned") else ""
+    made.add_row("encoder", f"{found['encoder']['name']}{tuned}")
     if found["task"] != "classification":
-        made.add_row("answers", "numbers; use it in Python: kshot.estimator.FewShotRegressor.load")
+        e = found["expected"]
+        made.add_row("answers", "numbers with intervals")
+        made.add_row("expected error", expected_error(e["rmse"], e["mae"], e["r2"]))
         show(made)
         return
     counts = torch.tensor(found["shots"])

@@ -15,6 +15,7 @@ from rich.text import Text
 
 from kshot.cli.words import score
 from kshot.evaluation.report.wording import duration
+from kshot.evaluation.scores import higher_is_better, metric_of
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -140,7 +141,7 @@ class RunView:
 
     def __init__(self, display: Display, title: str, steps: int) -> None:
         self.display, self.title, self.steps = display, title, steps
-        self._regression = False
+        self._metric = "accuracy"
         self._bar: TaskID | None = None
         self._loss, self._weight = 0.0, 0.0
         self._best = ""
@@ -160,7 +161,7 @@ class RunView:
         if name == "open":
             self.wait(f"{self.title}: opening {values['data']}")
         elif name == "built":
-            self._regression = values["learner"].spec.kind == "regression"
+            self._metric = metric_of(values["learner"].spec.kind)
             self.wait(f"{self.title}: measuring how to batch tasks")
         elif name == "start":
             self._start(step)
@@ -168,7 +169,8 @@ class RunView:
             self._step(step, values)
         elif name == "validate":
             # Errors come with their sign turned, so that higher is better.
-            self._best = f"val {score(*((-values['val'], 'mse') if self._regression else (values['val'], 'accuracy')))}"
+            value = values["val"] if higher_is_better(self._metric) else -values["val"]
+            self._best = f"val {score(value, self._metric)}"
         elif name == "warning":
             self.display.say(f"warning: {values['message']}")
         elif name == "test":

@@ -30,6 +30,7 @@ COMMANDS = {
     "export": "write a fitted model as ONNX",
     "train": "meta-train an algorithm on a data set",
     "evaluate": "test a trained run on new tasks, with 95% intervals",
+    "heads": "test many heads on the frozen features of a trained run, in seconds",
     "report": "picture one run or several in one HTML file",
     "list": "algorithms, data sets and recipes there are",
     "data": "what is on disk; fetch, verify",

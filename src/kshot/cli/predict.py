@@ -21,7 +21,7 @@ from kshot.cli.fitted import (
     check_report_free,
     examples_of,
     matched_columns,
-    open_model,
+    open_any,
     read_new,
     write_report,
 )
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from kshot.estimator.classifier import FewShotClassifier
+    from kshot.estimator.regressor import FewShotRegressor
     from kshot.estimator.sources import Source
 
 #: Classes that the summary lists.
@@ -50,7 +51,8 @@ the columns that the model was fitted on, or .txt files with a text a line.
 
 A line of the CSV says what the example is called, its label and probability,
 p_known (how many of the shots left out looked as strange as this: small for
-what belongs to no class), the labels that come next, and the nearest shot.
+what belongs to no class), the labels that come next, and the nearest shot. By a
+model of numbers: the prediction, and between what it lies with --coverage.
 
 examples:
   kshot predict birds.kshot new_photos/ --out predictions.csv
@@ -70,6 +72,7 @@ class Predict:
         out: CSV file; - for standard output, and nothing else.
         unknown_rate: answer "unknown" where that may be wrong for this share of examples of the classes.
         top: how many labels for each example, with their probabilities.
+        coverage: of a model of numbers: share of targets that are to lie within the intervals.
         text_column: column of texts or SMILES.
         label_column: column of true labels; the accuracy is then printed, too.
         skip_bad: leave unreadable examples out, and name them, in the place of stopping.
@@ -83,6 +86,7 @@ class Predict:
     out: Annotated[str, arg(metavar="FILE", help_behavior_hint="(default: a table on standard output)")] = ""
     unknown_rate: Annotated[float, arg(help_behavior_hint="(default: as the model was fitted)")] = 0.0
     top: int = 3
+    coverage: float = 0.9
     text_column: Annotated[str, arg(metavar="NAME", help_behavior_hint="(default: found by its name)")] = ""
     label_column: Annotated[str, arg(metavar="NAME", help_behavior_hint="(default: none)")] = ""
     skip_bad: bool = False
@@ -129,8 +133,11 @@ def run(args: Sequence[str]) -> int:
     if asked.threads > 0:
         torch.set_num_threads(asked.threads)
     with Display() as display:
-        model = open_model(asked.model, display)
-        rate = asked.unknown_rate if "unknown_rate" in typed(args, Predict) else model.unknown_rate or 0.0
+        opened, given = open_any(asked.model, display), typed(args, Predict)
+        if not hasattr(opened, "classes_"):
+            return _predict_numbers(asked, given, opened, display)
+        model = _of_classes(asked, given, opened)
+        rate = asked.unknown_rate if "unknown_rate" in given else model.unknown_rate or 0.0
         source = _read(asked, model, display)
         with matched_columns():
             z = model.embed(examples_of(source))
@@ -146,6 +153,25 @@ def run(args: Sequence[str]) -> int:
     else:
         _print_table(source, answers)
     _print_accuracy(source, answers)
+    return 0
+
+
+def _of_classes(asked: Predict, given: set[str], model: Any) -> FewShotClassifier:
+    if "coverage" in given:
+        raise UserError(f"--coverage is for models of numbers, {asked.model} tells classes; leave it out")
+    return model
+
+
+def _predict_numbers(asked: Predict, given: set[str], model: Any, display: Display) -> int:
+    wrong = [f"--{name.replace('_', '-')}" for name in ("unknown_rate", "top") if name in given]
+    if wrong:
+        raise UserError(f"{', '.join(wrong)} is for models of classes, {asked.model} predicts numbers; leave it out")
+    if not 0 < asked.coverage < 1:
+        raise UserError(f"expected coverage between 0 and 1, got {asked.coverage:g}; 0.9 is usual")
+    from kshot.cli.predict_numbers import predict_numbers
+
+    source = _read(asked, model, display, numeric=True)
+    predict_numbers(model, source, display, coverage=asked.coverage, out=asked.out, report=asked.report)
     return 0
 
 
@@ -191,7 +217,9 @@ def _check(asked: Predict) -> None:
         check_report_free(Path(asked.report))
 
 
-def _read(asked: Predict, model: FewShotClassifier, display: Display) -> Source:
+def _read(
+    asked: Predict, model: FewShotClassifier | FewShotRegressor, display: Display, numeric: bool = False
+) -> Source:
     if not asked.text:
         return read_new(
             model,
@@ -200,6 +228,7 @@ def _read(asked: Predict, model: FewShotClassifier, display: Display) -> Source:
             text_column=asked.text_column or None,
             label_column=asked.label_column or None,
             skip_bad=asked.skip_bad,
+            numeric=numeric,
         )
     if model.kind_ not in ("text", "molecule"):
         raise UserError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,11 +15,13 @@ from rich.table import Table
 from kshot.cli.flags import first_positional, parse
 from kshot.cli.live import Display, RunView
 from kshot.cli.words import estimate, score
+from kshot.data.catalog import dataset
 from kshot.evaluation.record import Record
-from kshot.experiment.recipes import Recipe, Row, recipe, recipes, reproduce, verdict, write_result
+from kshot.evaluation.scores import metric_of
+from kshot.experiment.recipes import Milestone, Recipe, Row, recipe, recipes, reproduce, verdict, write_result
 
 #: Trials of ``kshot.estimator.trials``, whose import takes the extras of ``kshot[fit]``.
-TRIALS = ("banking77", "clinc150", "orl-faces", "expected-accuracy")
+TRIALS = ("banking77", "banking77-finetune", "banking77-fit", "clinc150", "orl-faces", "expected-accuracy")
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,7 @@ def run(args: Sequence[str]) -> int:
     found = recipe(name)
     out = Path(asked.out or f"runs/reproduce/{name}")
     steps = asked.steps or found.config.train.steps
-    measured: dict[str, list[Record]] = {}
+    measured: dict[str, list[Record | Milestone]] = {}
     with Display() as display:
         display.say(f"{found.name}: {found.paper}\n{found.protocol}")
         view = RunView(display, found.name, steps)
@@ -133,20 +136,25 @@ def _print_all() -> None:
 
 
 def _asked(found: Recipe, value: float | None) -> str:
-    metric = "mse" if found.config.data == "sinusoid" else "accuracy"
-    return "" if value is None else score(value, metric)
+    return "" if value is None else score(value, metric_of(dataset(found.config.data).kind))
 
 
-def _print_result(found: Recipe, measured: dict[str, list[Record]]) -> None:
+def _print_result(found: Recipe, measured: dict[str, list[Record | Milestone]]) -> None:
     table = Table("row", "published", "ours", "verdict", "inference", box=None, pad_edge=False)
     for row in found.rows:
         for record in measured[row.name]:
             told = "transductive" if record.transductive else "inductive"
-            table.add_row(row.name, _asked(found, row.published), estimate(record), _judged(row, record), told)
+            table.add_row(row.name, _asked(found, row.published), _shown(record), _judged(row, record), told)
     _console().print(table)
 
 
-def _judged(row: Row, record: Record) -> str:
+def _shown(found: Record | Milestone) -> str:
+    if isinstance(found, Record):
+        return estimate(found)
+    return f"{found.mean:,.0f}" if math.isfinite(found.mean) else "never"
+
+
+def _judged(row: Row, record: Record | Milestone) -> str:
     judged = verdict(row, record.metric, record.mean)
     return {True: "reached", False: "below the least", None: ""}[judged]
 

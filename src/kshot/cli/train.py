@@ -255,8 +255,10 @@ def free_folder(config: RunConfig) -> Path:
         Such as ``runs/protonet-omniglot-5w1s``, with a number behind it where that is taken.
     """
     t, seed = config.task, config.train.seed
-    ways = f"{t.n_way}w" if dataset(config.data).kind == "classification" else ""
-    name = f"{config.algorithm}-{config.data}-{ways}{t.n_shot}s" + (f"-seed{seed}" if seed else "")
+    kind = dataset(config.data).kind
+    ways = f"{t.n_way}w" if kind == "classification" else ""
+    shots = "" if kind == "sequence" else f"-{ways}{t.n_shot}s"
+    name = f"{config.algorithm}-{config.data}{shots}" + (f"-seed{seed}" if seed else "")
     number, path = 1, Path("runs") / name
     while path.exists():
         number += 1
@@ -318,10 +320,9 @@ def _how_to_go_on(what: str, out: Path, request: Request) -> str:
 def _introduce(
     display: Display, config: RunConfig, learner: Learner, fabric: Any, out: Path, batching: str, step: int
 ) -> None:
-    regression = learner.spec is not None and learner.spec.kind == "regression"
     processes = f"{fabric.world_size} processes" if fabric.world_size > 1 else "1 process"
     lines = {
-        "tasks": task_line(config, regression),
+        "tasks": task_line(config, dataset(config.data).kind),
         "network": network_line(config, learner),
         "options": option_list(config.options),
         "data": option_list(config.data_options) if config.data_options else "",
@@ -351,10 +352,23 @@ def _conclude(outcome: Outcome, out: Path, request: Request) -> None:
         _report(out, request, display)
     root = ["--data-root", str(request.root)] if request.root else []
     print("next:")
-    trained, regression = outcome.config.task.n_shot, dataset(outcome.config.data).kind == "regression"
-    shots = 2 * trained if regression else 5 if trained == 1 else 1
-    print(f"  {command_line('evaluate', [str(out), '--n-shot', str(shots), *root])}")
+    print(f"  {command_line('evaluate', [str(out), *_other_tasks(outcome.config), *root])}")
     print(f"  {command_line('train', ['--config', str(out / 'config.toml'), '--seed', '1', *root])}")
+
+
+def _other_tasks(config: RunConfig) -> list[str]:
+    """Name tasks that the run was not trained on.
+
+    Returns:
+        Flags of ``kshot evaluate``.
+    """
+    found, trained = dataset(config.data), config.task.n_shot
+    if found.growth is not None:
+        largest = str(found.growth.values[-1])
+        return [part for option in found.growth.options for part in (f"--{option.replace('_', '-')}", largest)]
+    if found.kind == "sequence":
+        return ["--n-episodes", "1000"]
+    return ["--n-shot", str(2 * trained if found.kind == "regression" else 5 if trained == 1 else 1)]
 
 
 def _report(out: Path, request: Request, display: Display) -> None:

@@ -13,7 +13,7 @@ from kshot.nn.norm import normalisation_of
 
 # What only types name is not loaded: with it, every command would load the whole engine.
 if TYPE_CHECKING:
-    from kshot.core import Learner
+    from kshot.core import Kind, Learner
     from kshot.evaluation.record import Record
     from kshot.experiment.config import RunConfig
 
@@ -28,7 +28,9 @@ def score(value: float, metric: str) -> str:
     Returns:
         Such as "97.3%".
     """
-    return f"{100 * value:.1f}%" if is_share(metric) else f"{value:.4g}"
+    if is_share(metric):
+        return f"{100 * value:.1f}%"
+    return f"{value:,.0f}" if abs(value) >= 1e4 else f"{value:.4g}"
 
 
 def estimate(record: Record) -> str:
@@ -56,23 +58,22 @@ def inference(transductive: bool) -> str:
     return "transductive" if transductive else "inductive"
 
 
-def task_line(config: RunConfig, regression: bool) -> str:
+def task_line(config: RunConfig, kind: Kind) -> str:
     """Describe the tasks of training.
 
     Args:
         config: the settings.
-        regression: True if tasks have no classes.
+        kind: of the tasks.
 
     Returns:
         One line.
     """
     t = config.task
-    ways = "" if regression else f"{t.n_way}-way "
-    each = "" if regression else " a class"
-    return (
-        f"{ways}{t.n_shot}-shot, {t.n_query} queries{each}, {t.n_tasks} tasks a step, {config.train.steps:,} steps, "
-        f"seed {config.train.seed}"
-    )
+    ends = f"{config.train.steps:,} steps, seed {config.train.seed}"
+    if kind == "sequence":
+        return f"{t.n_tasks} sequence{'s' if t.n_tasks > 1 else ''} a step, {ends}"
+    ways, each = (f"{t.n_way}-way ", " a class") if kind == "classification" else ("", "")
+    return f"{ways}{t.n_shot}-shot, {t.n_query} queries{each}, {t.n_tasks} tasks a step, {ends}"
 
 
 def network_line(config: RunConfig, learner: Learner) -> str:
@@ -87,11 +88,10 @@ def network_line(config: RunConfig, learner: Learner) -> str:
     """
     n = config.network
     size = sum(p.numel() for p in learner.parameters())
-    form = f"{n.n_filters} filters, {n.downsample}" if n.backbone == "conv4" else "x".join(map(str, n.hidden))
-    return (
-        f"{n.backbone}, {form}: {size:,} parameters; normalisation {normalisation_of(learner)} "
-        f"({inference(learner.transductive)})"
-    )
+    forms = {"conv4": f"conv4, {n.n_filters} filters, {n.downsample}", "none": "no backbone"}
+    forms |= {"resnet12": "resnet12", "wrn28_10": "wrn28_10"}
+    form = forms.get(n.backbone, f"{n.backbone}, {'x'.join(map(str, n.hidden))}")
+    return f"{form}: {size:,} parameters; normalisation {normalisation_of(learner)} ({inference(learner.transductive)})"
 
 
 def option_list(options: dict[str, Any]) -> str:

@@ -3,7 +3,7 @@
 from kshot.core.encoder import Encoder, OnProgress
 from kshot.core.episode import Episode, Split
 from kshot.core.errors import DivergedError, UserError
-from kshot.core.learner import Learner, Spec, task_loss
+from kshot.core.learner import Kind, Learner, Spec, task_loss
 from kshot.core.random import generator
 from kshot.core.registry import Method, method, methods, register
 from kshot.core.tree import Tree, tree_map
@@ -12,6 +12,7 @@ __all__ = [
     "DivergedError",
     "Encoder",
     "Episode",
+    "Kind",
     "Learner",
     "Method",
     "OnProgress",

@@ -50,7 +50,9 @@ def check_split(split: Split, spec: Spec, what: str) -> None:
             f"{what}.x: expected examples of shape {tuple(spec.input_shape)}, got {tuple(split.x.shape[1:])}; "
             "resize the data or build the learner for this shape"
         )
-    if spec.kind == "regression":
+    if spec.kind == "sequence":
+        _check_bits(split.y, spec.n_outputs if what == "query" else 0, what)
+    elif spec.kind == "regression":
         _check_targets(split.y, spec.n_outputs, what)
     else:
         _check_labels(split, spec.n_outputs, what)
@@ -72,6 +74,14 @@ def _check_targets(y: Tensor, n_outputs: int, what: str) -> None:
             "convert or reshape the targets"
         )
     check_finite(y, f"{what}.y")
+
+
+def _check_bits(y: Tensor, n_bits: int, what: str) -> None:
+    if y.dtype != torch.bool or tuple(y.shape[1:]) != (n_bits,):
+        asked = "nothing is asked while a sequence is read" if what == "support" else "one row of bits for each step"
+        raise UserError(
+            f"{what}.y: expected bool of shape (., {n_bits}), got {y.dtype} of shape {tuple(y.shape)}; {asked}"
+        )
 
 
 def _check_labels(split: Split, n_way: int, what: str) -> None:
@@ -102,7 +112,7 @@ def check_episode(episode: Episode, spec: Spec) -> None:
     """
     check_split(episode.support, spec, "support")
     check_split(episode.query, spec, "query")
-    if spec.kind == "regression":
+    if spec.kind != "classification":
         return
     known = set(episode.support.y.tolist())
     if len(known) < spec.n_outputs:

@@ -5,6 +5,10 @@ episodes is the same tuple with a leading task axis on every tensor.
 
 Shapes, for one episode: ``support.x`` is (S, ...), ``support.y`` is (S,) of int64 class indices 0..W-1 for
 classification, or (S, O) of floats for regression; ``query`` the same with Q in place of S.
+
+A *sequence* is one episode too: ``support.x`` (S, I) are the steps that are read, of which nothing is asked, so
+``support.y`` is bool (S, 0); ``query.x`` (Q, I) are the steps that follow, in order, and ``query.y`` bool (Q, O) the
+bits that are asked at them. The state goes on from one query to the next.
 """
 
 from __future__ import annotations
@@ -24,9 +28,9 @@ class Split(NamedTuple):
 
     Attributes:
         x: inputs, a tensor (S, ...) or nested dicts of such tensors.
-        y: targets, int64 (S,) class indices below ``n_way``, or floats (S, O).
+        y: targets, int64 (S,) class indices below ``n_way``, floats (S, O), or bits, bool (S, O).
         n_way: number of classes W, known without looking at ``y`` so that shapes stay static under ``vmap`` and
-            ``torch.compile``; None for regression, or to have it counted from ``y``.
+            ``torch.compile``; None where there are none, or to have it counted from ``y``.
     """
 
     x: Tree
@@ -44,8 +48,9 @@ class Split(NamedTuple):
         """
         if self.n_way is not None:
             return self.n_way
-        if self.y.is_floating_point():
-            raise UserError("expected class indices (int64) in y, got floats: this split is a regression task")
+        if self.y.is_floating_point() or self.y.dtype == torch.bool:
+            kind = "bits: this split is a sequence" if self.y.dtype == torch.bool else "floats: this is regression"
+            raise UserError(f"expected class indices (int64) in y, got {kind}; it has no classes")
         return int(self.y.max()) + 1
 
 

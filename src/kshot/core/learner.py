@@ -10,6 +10,7 @@ import inspect
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar, Literal, NamedTuple
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -17,31 +18,37 @@ from kshot.core.episode import Episode, Split
 from kshot.core.errors import UserError
 from kshot.core.tree import Tree
 
+#: Kinds of task: what is asked decides about loss and score.
+Kind = Literal["classification", "regression", "sequence"]
+
 
 class Spec(NamedTuple):
     """What a kind of task looks like from outside: enough to build a network for it.
 
     Attributes:
-        kind: "classification" (logits, cross-entropy) or "regression" (means, squared error).
-        input_shape: shape of one example, (C, H, W) for images, (D,) for vectors.
-        n_outputs: number of classes W of an episode, or width O of a regression target.
+        kind: "classification" (logits, cross-entropy), "regression" (means, squared error), or "sequence": steps are
+            read and answered in order, each by logits of bits (binary cross-entropy).
+        input_shape: shape of one example, (C, H, W) for images, (D,) for vectors and for steps of a sequence.
+        n_outputs: number of classes W of an episode, or width O of a regression target or of a step's bits.
     """
 
-    kind: Literal["classification", "regression"]
+    kind: Kind
     input_shape: tuple[int, ...]
     n_outputs: int
 
 
 def task_loss(prediction: Tensor, y: Tensor) -> Tensor:
-    """Mean loss of one task: cross-entropy for class indices, squared error for floats.
+    """Mean loss of one task: cross-entropy for class indices or bits, squared error for floats.
 
     Args:
-        prediction: logits (Q, W), or means (Q, O).
-        y: int64 (Q,), or floats (Q, O).
+        prediction: logits (Q, W), means (Q, O), or logits of bits (Q, O).
+        y: int64 (Q,), floats (Q, O), or bool (Q, O).
 
     Returns:
-        A scalar.
+        A scalar; of bits the mean over steps and bits, in nats.
     """
+    if y.dtype == torch.bool:
+        return F.binary_cross_entropy_with_logits(prediction, y.to(prediction.dtype))
     if y.is_floating_point():
         return F.mse_loss(prediction, y)
     return F.cross_entropy(prediction, y)
@@ -68,6 +75,9 @@ class Learner(nn.Module, ABC):
     order_matters: ClassVar[bool] = False
     #: True where naming the classes otherwise permutes the logits and does no more; not so with a learned head.
     label_equivariant: ClassVar[bool] = True
+    #: What training shows the method: "episodes"; "classes", batches in which every training class has its own label,
+    #: as plain classification needs; or "nothing", where there is nothing to train.
+    trained_on: ClassVar[Literal["episodes", "classes", "nothing"]] = "episodes"
 
     #: What tasks the learner was built for, where that is known; evaluation on other tasks is then refused.
     spec: Spec | None = None
@@ -97,7 +107,7 @@ class Learner(nn.Module, ABC):
         """Learn a task from its support set.
 
         Args:
-            support: x (S, ...), y (S,) int64 or (S, O).
+            support: x (S, ...), y (S,) int64, (S, O), or bool (S, 0) of the steps of a sequence.
 
         Returns:
             The state: a tensor, a dict or a named tuple. Nothing is stored on ``self``.
@@ -112,7 +122,7 @@ class Learner(nn.Module, ABC):
             x: inputs (Q, ...).
 
         Returns:
-            Logits (Q, W), or means (Q, O).
+            Logits (Q, W), means (Q, O), or logits of bits (Q, O).
         """
 
     def outer_loss(self, episode: Episode) -> Tensor:

@@ -7,10 +7,11 @@ from typing import Any
 
 from kshot.core import UserError
 from kshot.core.registry import unknown
-from kshot.data import omniglot, store
+from kshot.data import challenge, omniglot, store
 from kshot.data.dataset import DataSet, image_tasks
 from kshot.data.download import OnProgress
 from kshot.data.glyphs import glyphs_images
+from kshot.data.sequences import entries as sequences
 from kshot.data.sinusoid import Sinusoid
 from kshot.data.source import TaskSource
 
@@ -40,6 +41,16 @@ _ENTRIES = (
         archives=omniglot.ARCHIVES,
     ),
     DataSet(
+        name="omniglot_challenge",
+        kind="classification",
+        summary="the original challenge of Omniglot: 400 fixed 20-way one-shot trials within an alphabet, test only",
+        licence="MIT",
+        url="https://github.com/brendenlake/omniglot",
+        tasks=challenge.challenge_tasks,
+        archives=(challenge.RUNS,),
+        splits=("meta_test",),
+    ),
+    DataSet(
         name="sinusoid",
         kind="regression",
         summary="sine waves of random amplitude and phase, the toy problem of MAML",
@@ -47,6 +58,7 @@ _ENTRIES = (
         url="https://arxiv.org/abs/1703.03400",
         tasks=_sinusoid,
     ),
+    *sequences.ENTRIES,
 )
 
 
@@ -93,7 +105,7 @@ def open_source(
     Args:
         name: as in the catalogue.
         split: meta_train, meta_val or meta_test.
-        n_way: classes of a task; regression has none and leaves it aside.
+        n_way: classes of a task; regression has none and leaves it aside, and sequences all three.
         n_shot: support examples of a class, or points of a regression task.
         n_query: query examples of a class, or points of a regression task.
         root: the data root, see ``kshot.data.store.data_root``.

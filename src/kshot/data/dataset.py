@@ -6,9 +6,9 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
-from kshot.core import UserError
+from kshot.core import Kind, UserError
 from kshot.core.registry import unknown
 from kshot.data.download import OnProgress
 from kshot.data.image_tasks import ImageTasks
@@ -23,13 +23,27 @@ AUGMENTATIONS = ("none", "affine")
 _STANDARD = ("name", "n_way", "n_shot", "n_query", "root", "on_progress")
 
 
+class Growth(NamedTuple):
+    """A size of the tasks that can be asked for beyond that of training, to see whether a learner goes on.
+
+    Attributes:
+        along: its name.
+        options: the options that all take its value.
+        values: some, ascending; the first ones lie within training.
+    """
+
+    along: str
+    options: tuple[str, ...]
+    values: tuple[int, ...]
+
+
 @dataclass(frozen=True)
 class DataSet:
     """One data set. Its options are the keyword-only parameters of ``tasks`` and ``images`` that have a default.
 
     Attributes:
         name: what one types on the command line.
-        kind: "classification" or "regression".
+        kind: of its tasks, see ``kshot.core.Spec``.
         summary: one line.
         licence: its terms.
         url: where to read about it.
@@ -37,10 +51,11 @@ class DataSet:
         images: ``images(split, *, ...)`` makes an image set; None where tasks are made by a formula.
         archives: files that it needs; none where it is generated.
         splits: what can be opened.
+        growth: how its tasks grow, None where they do not.
     """
 
     name: str
-    kind: Literal["classification", "regression"]
+    kind: Kind
     summary: str
     licence: str
     url: str
@@ -48,6 +63,7 @@ class DataSet:
     images: Callable[..., ImageSet] | None = None
     archives: tuple[Archive, ...] = ()
     splits: tuple[str, ...] = META_SPLITS
+    growth: Growth | None = None
 
     @property
     def options(self) -> dict[str, inspect.Parameter]:
@@ -70,7 +86,7 @@ class DataSet:
 
         Args:
             split: one of ``splits``.
-            n_way: classes of a task; regression has none and leaves it aside.
+            n_way: classes of a task; regression has none and leaves it aside, and sequences all three.
             n_shot: support examples of a class, or points of a regression task.
             n_query: query examples of a class, or points of a regression task.
             root: the data root, see ``kshot.data.store.data_root``.
@@ -107,6 +123,7 @@ def image_tasks(
     n_way_range: tuple[int, int] | None = None,
     n_shot_range: tuple[int, int] | None = None,
     augment: Literal["none", "affine"] = "none",
+    shuffle: bool = False,
 ) -> ImageTasks:
     """Draw episodes from images: the ``tasks`` of every data set of images.
 
@@ -122,6 +139,7 @@ def image_tasks(
         n_shot_range: smallest and largest K of episodes that vary; replaces ``n_shot``.
         augment: "affine" turns, shifts, scales and shears every training image by a little, in the ranges of Koch,
             Zemel and Salakhutdinov (Siamese Neural Networks for One-shot Image Recognition, 2015).
+        shuffle: give the support in random order, and not class by class; the examples stay the same.
 
     Returns:
         The task source.
@@ -143,6 +161,7 @@ def image_tasks(
         n_shot_range=n_shot_range,
         # Their shear of 0.3 is 17 degrees, their shift of 2 pixels of 105 a share of 0.02.
         transform=RandomAffine(rotation=10, shift=0.02, scale=(0.8, 1.2), shear=17) if affine else None,
+        shuffle=shuffle,
     )
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import hashlib
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from kshot.core import Episode, Spec, Split, Tree
+from kshot.core import generator as stream
+from kshot.data.features import FeatureSet
 from kshot.data.images import ImageSet
 from kshot.data.sampler import EpisodeSampler
 from kshot.data.source import TaskSource
@@ -22,10 +25,11 @@ class ImageTasks(TaskSource):
 
     A plan is a dict of ``classes`` (T, W), which class of ``self.classes`` each label stands for, and for each of
     ``support`` and ``query`` the example indices (T, S), the labels (T, S) as ``support_y``, and with a transform its
-    parameters (T, S, ...) as ``support_transform``. Examples of one class stand together: label 0 first.
+    parameters (T, S, ...) as ``support_transform``. Examples of one class stand together: label 0 first. ``shuffle`` adds
+    ``support_order`` (T, S), the order in which the support is gathered; all else is as without it.
 
     Args:
-        images: the examples.
+        images: the examples; vectors will do.
         name: the data set's name.
         n_way: W; replaced by ``n_way_range``.
         n_shot: K, support examples per class; replaced by ``n_shot_range``.
@@ -34,6 +38,7 @@ class ImageTasks(TaskSource):
         n_way_range: smallest and largest W, for episodes that vary.
         n_shot_range: smallest and largest K, for episodes that vary.
         transform: augmentation of support and query, or None.
+        shuffle: gather the support in random order, for learners to which the place of an example means something.
 
     Raises:
         UserError: the images cannot fill such an episode.
@@ -41,7 +46,7 @@ class ImageTasks(TaskSource):
 
     def __init__(
         self,
-        images: ImageSet,
+        images: ImageSet | FeatureSet,
         *,
         name: str,
         n_way: int = 5,
@@ -51,6 +56,7 @@ class ImageTasks(TaskSource):
         n_way_range: tuple[int, int] | None = None,
         n_shot_range: tuple[int, int] | None = None,
         transform: Transform | None = None,
+        shuffle: bool = False,
     ) -> None:
         self.name = name
         self.images = images
@@ -66,7 +72,7 @@ class ImageTasks(TaskSource):
             n_shot_range=n_shot_range,
             class_names=self.classes,
         )
-        self.transform = transform
+        self.transform, self.shuffle = transform, shuffle
         self.n_shot, self.n_query = self.sampler.n_shot, self.sampler.n_query
         self.varying = self.sampler.varying
         self.spec = Spec("classification", images.image_shape, self.sampler.n_way)
@@ -100,9 +106,10 @@ class ImageTasks(TaskSource):
         Returns:
             A plan as in the class's description, or a list of T plans with T = 1 each if ``varying``.
         """
+        own = _aside(generator) if self.shuffle else None
         if self.varying:
             drawn = self.sampler.plan_varying(n_tasks, generator)
-            return [self._augmented(self._ragged(shots, index), generator) for shots, index in drawn]
+            return [self._completed(self._ragged(shots, index), generator, own) for shots, index in drawn]
         index = self.sampler.plan(n_tasks, generator)
         shot, way = self.n_shot, index.shape[1]
         plan = {
@@ -112,7 +119,7 @@ class ImageTasks(TaskSource):
             "query": index[..., shot:].flatten(1),
             "query_y": _class_major(way, self.n_query).repeat(n_tasks, 1),
         }
-        return self._augmented(plan, generator)
+        return self._completed(plan, generator, own)
 
     def _ragged(self, shots: Tensor, index: Tensor) -> dict[str, Tensor]:
         """Return the plan of one task whose classes have K of their own."""
@@ -127,11 +134,15 @@ class ImageTasks(TaskSource):
         }
         return {key: value[None] for key, value in plan.items()}
 
-    def _augmented(self, plan: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
+    def _completed(
+        self, plan: dict[str, Tensor], generator: torch.Generator, own: torch.Generator | None
+    ) -> dict[str, Tensor]:
         if self.transform is not None:
             for part in ("support", "query"):
                 n_tasks, n_examples = plan[part].shape
                 plan[f"{part}_transform"] = self.transform.plan(n_tasks, n_examples, generator)
+        if own is not None:
+            plan["support_order"] = torch.rand(plan["support"].shape, dtype=torch.float64, generator=own).argsort(1)
         return plan
 
     def episodes(self, plan: Tree) -> Episode:
@@ -147,11 +158,30 @@ class ImageTasks(TaskSource):
         return Episode(self._gather(plan, "support"), self._gather(plan, "query"))
 
     def _gather(self, plan: dict[str, Tensor], part: str) -> Split:
-        x = self.images.gather(plan[part])
+        order = plan.get(f"{part}_order")
+        index, y, change = (_ordered(plan.get(f"{part}{name}"), order) for name in ("", "_y", "_transform"))
+        x = self.images.gather(index)
         if self.transform is not None:
-            x = self.transform.apply(x, plan[f"{part}_transform"])
-        y = plan[f"{part}_y"].to(self.device, non_blocking=True)
+            x = self.transform.apply(x, change)
+        y = y.to(self.device, non_blocking=True)
         return Split(x, y, plan["classes"].shape[1])
+
+
+def _aside(generator: torch.Generator) -> torch.Generator:
+    """Make a generator that depends on where another one stands, and leave that where it is.
+
+    Returns:
+        A generator of its own.
+    """
+    state = hashlib.sha256(generator.get_state().numpy().tobytes()).digest()
+    return stream(int.from_bytes(state[:8], "little"), "order")
+
+
+def _ordered(t: Any, order: Tensor | None) -> Any:
+    """Return the entries (T, S, ...) of a plan in another order (T, S) of its examples."""
+    if t is None or order is None:
+        return t
+    return t[torch.arange(len(order))[:, None], order]
 
 
 def _class_major(n_way: int, n_each: int) -> Tensor:

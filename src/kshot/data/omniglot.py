@@ -90,7 +90,7 @@ def decode(path: Path) -> Drawings:
         with zipfile.ZipFile(path) as archive:
             named = {(m[1], m[2], m[3]): name for name in archive.namelist() if (m := _DRAWING.fullmatch(name))}
             paths = tuple(sorted(named))
-            rows = [_decode_png(archive, named[p]) for p in paths]
+            rows = [decode_png(archive, named[p]) for p in paths]
     except PermissionError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}); make it readable") from error
     except UserError:
@@ -98,17 +98,41 @@ def decode(path: Path) -> Drawings:
     # What zipfile and Pillow raise on damaged files: bad checksum or header, odd method, encryption, broken PNG chunk.
     except (OSError, EOFError, zipfile.BadZipFile, zlib.error, RuntimeError, SyntaxError, ValueError) as error:
         raise UserError(f"{path} cannot be read as an archive of drawings ({error}); {_REPLACE}") from error
+    return Drawings(pack_bits(rows), paths)
+
+
+def pack_bits(rows: list[bytes]) -> Tensor:
+    """Join decoded drawings.
+
+    Args:
+        rows: of ``decode_png``.
+
+    Returns:
+        uint8 (N, 105, 14), rows of pixels as bits, ink is 1.
+    """
     bits = torch.frombuffer(bytearray(b"".join(rows)), dtype=torch.uint8) if rows else torch.empty(0, dtype=torch.uint8)
     # Stored white is 1. Of the last byte of a row only the first bit is a pixel.
     bits = bits.view(-1, _SIDE, 14).bitwise_not_()
     bits[..., -1] &= 0x80
-    return Drawings(bits, paths)
+    return bits
 
 
 _REPLACE = "it is damaged: replace it by `kshot data fetch omniglot`, or remove it"
 
 
-def _decode_png(archive: zipfile.ZipFile, name: str) -> bytes:
+def decode_png(archive: zipfile.ZipFile, name: str) -> bytes:
+    """Decode one drawing.
+
+    Args:
+        archive: an open zip file.
+        name: of the PNG file in it.
+
+    Returns:
+        105 rows of 14 bytes, white is 1.
+
+    Raises:
+        UserError: it is no drawing of 105 x 105 pixels.
+    """
     from PIL import Image
 
     if archive.getinfo(name).file_size > _MOST_BYTES:

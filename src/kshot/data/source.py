@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from kshot.core import Episode, Spec, Tree
 
@@ -23,10 +24,12 @@ class TaskSource(ABC):
     Attributes:
         name: the data set's name, as in the catalogue.
         spec: what its tasks look like; ``n_outputs`` is the largest W where W varies.
-        n_shot: support examples per class (or points of a regression task); the largest where it varies.
-        n_query: query examples per class (or points of a regression task).
+        n_shot: support examples per class (or points of a regression task, or steps read of a sequence); the largest
+            where it varies.
+        n_query: query examples per class (or points, or steps asked).
         classes: names of the classes that tasks are made of, or None where there are none.
         varying: True where shapes differ from task to task; ``plan`` then returns a list of plans of one task each.
+        n_fixed: number of tasks, where they were fixed once and for all; a test takes them in order, each one once.
         device: where episodes are gathered.
     """
 
@@ -36,6 +39,7 @@ class TaskSource(ABC):
     n_query: int
     classes: tuple[str, ...] | None = None
     varying: bool = False
+    n_fixed: int | None = None
     device: torch.device = torch.device("cpu")
 
     @property
@@ -65,6 +69,32 @@ class TaskSource(ABC):
         Returns:
             A batch of episodes with task axis on ``device``; inputs are float32, images within [0, 1].
         """
+
+    def optimal(self, episodes: Episode) -> Tensor | None:
+        """Answer as the best possible learner would, where that is known; an evaluation then scores it too.
+
+        Args:
+            episodes: T episodes of this source.
+
+        Returns:
+            Predictions (T, Q, W), or None where nobody knows.
+        """
+        return None
+
+    def fixed(self, start: int, stop: int) -> Tree:
+        """Return the plan of consecutive fixed tasks.
+
+        Args:
+            start: the first, 0..n_fixed-1.
+            stop: one after the last.
+
+        Returns:
+            A tree as ``plan`` makes it.
+
+        Raises:
+            NotImplementedError: tasks are drawn at random, ``n_fixed`` is None.
+        """
+        raise NotImplementedError
 
     def to(self, device: torch.device | str) -> Self:
         """Gather on another device from now on.

@@ -10,6 +10,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from kshot.core import Episode, Learner, UserError
 from kshot.core.episode import n_tasks
 from kshot.engine.batch import Batching, OuterStep
 from kshot.engine.inner import writes_in_place
+from kshot.engine.memory_plan import within
 
 #: Seconds a compilation may take at most, as planned for; measured 30 to 100 on two cores.
 COMPILE_SECONDS = 100.0
@@ -70,13 +72,14 @@ def choose(
         The fastest, and the seconds of each candidate that was measured; infinite for one that cannot run.
 
     Raises:
-        UserError: ``compiled`` is none of the three, or is "on" and no compiler works.
+        UserError: ``compiled`` is none of the three, or is "on" and no compiler works; or one task alone is more than
+            the memory holds.
     """
     if compiled not in ("auto", "on", "off"):
         raise UserError(f"compile must be auto, on or off, got {compiled!r}")
     seconds: dict[str, float] = {}
     best, best_seconds = Batching("loop"), float("inf")
-    for batching in candidates(learner, episodes):
+    for batching in within(candidates(learner, episodes), learner, episodes):
         if batching.kind == "fused" and compiled == "on":
             continue
         measure = _measure_if_it_runs if batching.kind == "vmap" else _measure
@@ -87,7 +90,7 @@ def choose(
     # A compiled step was seen to save a fifth to a half; a fifth of what is ahead must pay for the compilation.
     worth_it = compiled == "auto" and best.kind != "fused" and 0.2 * best_seconds * n_steps > COMPILE_SECONDS
     if compiled == "on" or worth_it:
-        program = Batching(best.kind, best.chunk, compiled=True)
+        program = replace(best, compiled=True)
         try:
             seconds[str(program)] = _measure(OuterStep(learner, program, autocast), episodes, repeats)
         except RuntimeError as error:  # which every error of PyTorch's compilers is

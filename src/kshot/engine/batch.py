@@ -19,7 +19,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from kshot.core import Episode, Learner, Split, Tree, UserError, tree_map
 from kshot.core.episode import n_tasks, select, unbind
 from kshot.core.tree import leaves
-from kshot.engine.inner import Named, weights_of
+from kshot.engine.inner import Named, first_divergence, recomputing, weights_of
 
 KINDS = ("loop", "vmap", "native", "fused")
 
@@ -33,6 +33,8 @@ class Batching:
             "native" (the learner's own ``outer_losses``) or "fused" (its ``fused_losses``: a kernel in C++).
         chunk: at most so many tasks at once; 0 for all. A loop has no use for it.
         compiled: trace the gradient once for each set of shapes and compile it.
+        recompute: run inner steps a second time on the way back, in the place of keeping what they computed: memory
+            grows with the root of their number. What has no inner steps is left as it is.
 
     Raises:
         UserError: unknown kind, a negative chunk, or compiling what is compiled already.
@@ -41,6 +43,7 @@ class Batching:
     kind: str = "loop"
     chunk: int = 0
     compiled: bool = False
+    recompute: bool = False
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -52,6 +55,7 @@ class Batching:
 
     def __str__(self) -> str:
         parts = [self.kind, f"chunks of {self.chunk}" if self.chunk else "", "compiled" if self.compiled else ""]
+        parts.append("steps recomputed" if self.recompute else "")
         return ", ".join(p for p in parts if p)
 
 
@@ -97,6 +101,7 @@ class OuterStep:
             )
         self.learner, self.batching, self.autocast = learner, batching, autocast
         self._programs: dict[Any, Pure] = {}
+        self._latest: Episode | Sequence[Episode] = []
 
     def __call__(self, episodes: Episode | Sequence[Episode], *, wide: bool = False) -> OuterGradient:
         """Compute the outer gradient.
@@ -108,9 +113,20 @@ class OuterStep:
         Returns:
             Losses, gradients and buffers. Nothing of the learner has changed.
         """
+        self._latest = episodes
         params, buffers = weights_of(self.learner)
         pieces = self._pieces(episodes)
         return combine((OuterGradient(*self._part(params, buffers, piece)) for piece in pieces), wide=wide)
+
+    def first_divergence(self) -> str | None:
+        """Find where an inner loop of the latest batch went to infinity; one task after the other, so it takes a while.
+
+        Returns:
+            Such as "the gradient of 0.weight in inner step 3"; None where all steps are finite, or there are none.
+        """
+        several = [self._latest] if isinstance(self._latest, Episode) else self._latest
+        singles = (single for e in several for single in self._singles(e))
+        return next((found for e in singles if (found := first_divergence(self.learner, e))), None)
 
     def _pieces(self, episodes: Episode | Sequence[Episode]) -> list[Episode]:
         # What is run at once: batches of tasks, or single tasks under a loop.
@@ -131,7 +147,7 @@ class OuterStep:
         flat: Flat = (piece.support.x, piece.support.y, piece.query.x, piece.query.y)
         single = piece.query.y.ndim == self._target_ndim(piece)
         pure = self._pure(piece.support.n_way, piece.query.n_way, single)
-        with self.autocast():
+        with self.autocast(), recomputing(self.batching.recompute):
             if self.batching.compiled:
                 pure = self._compiled(pure, (params, buffers, flat), (piece.support.n_way, single))
             losses, grads, after = pure(params, buffers, flat)
@@ -139,7 +155,8 @@ class OuterStep:
 
     @staticmethod
     def _target_ndim(piece: Episode) -> int:
-        return 2 if piece.query.y.is_floating_point() else 1
+        y = piece.query.y
+        return 2 if y.is_floating_point() or y.dtype == torch.bool else 1
 
     def _pure(self, support_ways: int | None, query_ways: int | None, single: bool) -> Pure:
         # A pure function of tensors, so that it can be traced: all else is closed over.

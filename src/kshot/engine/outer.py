@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from kshot.core import UserError
+from kshot.engine.rmsprop import RMSprop
 
-OPTIMISERS = ("adam", "adamw", "sgd")
+OPTIMISERS = ("adam", "adamw", "sgd", "rmsprop")
 SCHEDULES = ("constant", "step", "cosine")
 
 
@@ -24,7 +25,7 @@ def make_optimiser(
         name: one of ``OPTIMISERS``.
         lr: outer learning rate.
         weight_decay: added to the gradient (decoupled for adamw).
-        momentum: Nesterov momentum of sgd; the others ignore it.
+        momentum: Nesterov momentum of sgd, plain momentum of rmsprop; the others ignore it.
 
     Returns:
         The optimiser.
@@ -45,6 +46,8 @@ def make_optimiser(
         return made
     if name == "sgd":
         return torch.optim.SGD(params, lr=lr, weight_decay=weight_decay, momentum=momentum, nesterov=momentum > 0)
+    if name == "rmsprop":
+        return RMSprop(params, lr=lr, momentum=momentum, weight_decay=weight_decay)
     raise UserError(f"optimiser must be one of {', '.join(OPTIMISERS)}, got {name!r}")
 
 
@@ -79,18 +82,22 @@ def rate_factor(step: int, n_steps: int, name: str, *, warmup: int = 0, every: i
     raise UserError(f"schedule must be one of {', '.join(SCHEDULES)}, got {name!r}")
 
 
-def clip(grads: dict[str, Tensor], max_norm: float) -> tuple[dict[str, Tensor], Tensor]:
-    """Scale gradients down so that their common norm is at most ``max_norm``.
+def clip(grads: dict[str, Tensor], max_norm: float, max_value: float = 0.0) -> tuple[dict[str, Tensor], Tensor]:
+    """Bound the entries of gradients by ``max_value``, then scale all down so that their norm is at most ``max_norm``.
 
     Args:
         grads: name -> gradient.
-        max_norm: the bound; 0 for none.
+        max_norm: bound on the common norm; 0 for none.
+        max_value: bound on the size of each entry; 0 for none.
 
     Returns:
         The gradients, and their norm before (a scalar, not finite if any gradient is not).
     """
     norm = torch.nn.utils.get_total_norm(grads.values())
+    if max_value > 0:
+        grads = {k: g.clamp(-max_value, max_value) for k, g in grads.items()}
     if max_norm > 0:
-        scale = (max_norm / (norm + 1e-6)).clamp(max=1.0)
+        held = torch.nn.utils.get_total_norm(grads.values()) if max_value > 0 else norm
+        scale = (max_norm / (held + 1e-6)).clamp(max=1.0)
         grads = {k: g * scale for k, g in grads.items()}
     return grads, norm

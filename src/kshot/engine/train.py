@@ -17,14 +17,14 @@ from lightning_fabric import Fabric
 
 from kshot.core import DivergedError, Episode, Learner, Tree, UserError, generator
 from kshot.engine.auto import choose
-from kshot.engine.batch import KINDS, Batching, OuterGradient, OuterStep, combine
+from kshot.engine.batch import Batching, OuterGradient, OuterStep, combine
 from kshot.engine.checkpoint import Checkpoints, save_tree
+from kshot.engine.config import TrainConfig
 from kshot.engine.distributed import average, make_fabric, synchronise
 from kshot.engine.inner import replace_buffers
 from kshot.engine.log import Log
-from kshot.engine.outer import OPTIMISERS, clip, make_optimiser, rate_factor
+from kshot.engine.outer import clip, make_optimiser, rate_factor
 
-CHOICES = {"optimiser": OPTIMISERS, "batching": ("auto", *KINDS), "compile": ("auto", "on", "off")}
 ADVICE = "the last good checkpoint is kept. Try a smaller outer_lr or inner_lr, clip_norm=10, or fewer inner steps"
 
 
@@ -45,67 +45,6 @@ class Loader(Protocol):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go back to where ``state_dict`` was taken."""
         ...
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """Settings of the outer loop.
-
-    Attributes:
-        steps: outer steps.
-        optimiser: adam, adamw or sgd.
-        outer_lr: outer learning rate (beta in MAML); 0.001 with adam is what MAML and ProtoNet use.
-        weight_decay: weight decay of the outer optimiser.
-        momentum: Nesterov momentum of sgd.
-        schedule: constant, step or cosine.
-        lr_every: steps between two decays of the step schedule; 2000 in ProtoNet.
-        lr_gamma: factor of the step schedule; 0.5 in ProtoNet.
-        warmup: steps of linear rise of the outer learning rate.
-        clip_norm: bound on the norm of the outer gradient; 0 for none.
-        accumulate: batches of tasks whose gradients make one outer step.
-        batching: auto (measured), loop, vmap, native or fused.
-        chunk: at most so many tasks at once under vmap or native; 0 for all.
-        compile: off, on, or auto (where it pays for the time it takes).
-        validate_every: steps between validations; 0 for none.
-        patience: validations without a new best after which training stops; 0 for never.
-        checkpoint_every: steps between checkpoints.
-        log_every: steps between rows of metrics.csv.
-        seed: of the initial weights and of the training episodes.
-        deterministic: same device, same bits: no choice is left to a clock, and only deterministic kernels run.
-    """
-
-    steps: int = 1000
-    optimiser: str = "adam"
-    outer_lr: float = 1e-3
-    weight_decay: float = 0.0
-    momentum: float = 0.9
-    schedule: str = "constant"
-    lr_every: int = 0
-    lr_gamma: float = 0.5
-    warmup: int = 0
-    clip_norm: float = 0.0
-    accumulate: int = 1
-    batching: str = "auto"
-    chunk: int = 0
-    compile: str = "off"
-    validate_every: int = 500
-    patience: int = 0
-    checkpoint_every: int = 500
-    log_every: int = 10
-    seed: int = 0
-    deterministic: bool = False
-
-    def __post_init__(self) -> None:
-        for name, least in (("steps", 1), ("accumulate", 1), ("checkpoint_every", 1), ("log_every", 1)):
-            if getattr(self, name) < least:
-                raise UserError(f"expected {name} >= {least}, got {getattr(self, name)}")
-        for name in ("weight_decay", "momentum", "warmup", "clip_norm", "chunk", "validate_every", "patience"):
-            if not getattr(self, name) >= 0:
-                raise UserError(f"expected {name} >= 0, got {getattr(self, name)}")
-        for name, known in CHOICES.items():
-            if getattr(self, name) not in known:
-                raise UserError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
-        rate_factor(0, self.steps, self.schedule, every=self.lr_every)
 
 
 @dataclass
@@ -228,11 +167,11 @@ class Trainer:
     def _choose_batching(self) -> Batching:
         c = self.config
         if c.batching != "auto":
-            return Batching(c.batching, c.chunk, c.compile == "on")
+            return Batching(c.batching, c.chunk, c.compile == "on", c.recompute)
         if c.deterministic:
             compiled = c.compile == "on"
             fixed = "fused" if self.learner.fused and not compiled else "native" if self.learner.native else "loop"
-            return Batching(fixed, c.chunk, compiled)
+            return Batching(fixed, c.chunk, compiled, c.recompute)
         before = self.loader.state_dict()
         batch = self._next()
         self.loader.load_state_dict(before)
@@ -251,7 +190,7 @@ class Trainer:
         if self.fabric.world_size > 1:
             before = dict(self.learner.named_buffers())
             gradient = average(self.fabric, gradient, self.loader.n_tasks * self.config.accumulate, before)
-        grads, norm = clip(gradient.grads, self.config.clip_norm)
+        grads, norm = clip(gradient.grads, self.config.clip_norm, self.config.clip_value)
         loss = gradient.losses.mean()
         if not bool(torch.isfinite(loss) & torch.isfinite(norm)):
             self._diverged(gradient)
@@ -270,7 +209,9 @@ class Trainer:
     def _diverged(self, gradient: OuterGradient) -> None:
         bad = [f"the gradient of {k}" for k, g in gradient.grads.items() if not bool(torch.isfinite(g).all())]
         what = bad[0] if bool(torch.isfinite(gradient.losses).all()) and bad else "the outer loss"
-        raise DivergedError(self.progress.step + 1, what, ADVICE)
+        began = self.outer_step.first_divergence() if self.outer_step else None
+        where = f". It began within the inner loop, with {began}" if began else ""
+        raise DivergedError(self.progress.step + 1, what, ADVICE + where)
 
     def _after_step(self, stop: bool) -> None:
         c, p = self.config, self.progress

@@ -15,6 +15,8 @@ NEARLY_SAME = 0.985
 #: The same where embeddings are short, up to rounding.
 SAME = 0.999999
 _BLOCK = 2048
+#: The least distance, 1 - cosine, that counts; smaller ones are rounding.
+_NEAREST = 1e-6
 
 
 class Doubt(NamedTuple):
@@ -101,29 +103,32 @@ def near_duplicates(z: Tensor, threshold: float = NEARLY_SAME, most: int = 1000)
     return found
 
 
-def label_next(probability: Tensor, u: Tensor, n: int) -> list[int]:
+def label_next(logits: Tensor, u: Tensor, n: int) -> list[int]:
     """Choose unlabelled examples whose labels would teach the most: uncertain ones, unlike one another.
 
     The margin between the two most probable classes says how uncertain (Scheffer et al. 2001); among the most
     uncertain, the one farthest from those chosen so far is next, so that ten copies of one puzzle are asked about once.
+    One minus the margin is the sum of all but the greatest probability, plus the second greatest; as a logarithm it
+    tells examples apart whose probabilities are all 0 and 1 to the last digit.
 
     Args:
-        probability: (N, C).
+        logits: (N, C), of which probabilities are the softmax.
         u: embeddings (N, D).
         n: so many.
 
     Returns:
         Indices, the first one first.
     """
-    top = probability.topk(min(2, probability.shape[1]), dim=1).values
-    doubt = 1 - (top[:, 0] - top[:, -1]) if top.shape[1] > 1 else 1 - top[:, 0]
+    others = logits.double().log_softmax(1).sort(dim=1, descending=True).values[:, 1:]
+    doubt = torch.logaddexp(others.logsumexp(1), others[:, 0])
     unit = torch.nn.functional.normalize(u, dim=-1)
     far = torch.ones(len(u), dtype=doubt.dtype)
+    taken = torch.zeros(len(u), dtype=torch.bool)
     chosen: list[int] = []
     for _ in range(min(n, len(u))):
-        gain = doubt * far
-        gain[chosen] = -1.0
+        gain = (doubt + far.clamp(min=_NEAREST).log()).masked_fill(taken, -torch.inf)
         best = int(gain.argmax())
+        taken[best] = True
         chosen.append(best)
-        far = torch.minimum(far, (1 - unit @ unit[best]).clamp(min=0).to(doubt.dtype))
+        far = torch.minimum(far, (1 - unit @ unit[best]).to(far.dtype))
     return chosen

@@ -100,11 +100,19 @@ class FewShotClassifier(ClassifierMixin, Embedded):
         if self.unknown_rate is not None:
             labels.unknown_label(classes, self.unknown_label)
         encoder, seed = self._make_encoder(X), self._seed()
+        spoken_names = speakable(classes.tolist()) if self.use_class_names else None
         if self.finetune:
             from kshot.estimator.finetuned import fit_finetuned
 
             encoder, fitted = fit_finetuned(
-                encoder, X, numbers, len(classes), head=self.head, seed=seed, on_progress=self.on_progress
+                encoder,
+                X,
+                numbers,
+                len(classes),
+                names=spoken_names,
+                head=self.head,
+                seed=seed,
+                on_progress=self.on_progress,
             )
         else:
             fitted = fit(
@@ -113,7 +121,7 @@ class FewShotClassifier(ClassifierMixin, Embedded):
                 len(classes),
                 head=self.head,
                 seed=seed,
-                names=self._said(encoder, speakable(classes.tolist())),
+                names=self._said(encoder, spoken_names),
                 one_shot_head=ONE_SHOT_HEADS.get(encoder.kind, ONE_SHOT_HEAD),
             )
         self.classes_, self.encoder_, self.fit_ = classes, encoder, fitted
@@ -196,7 +204,7 @@ class FewShotClassifier(ClassifierMixin, Embedded):
             Indices into X, the first one first.
         """
         z = self.embed(X)
-        return np.array(audit.label_next(self.fit_.probabilities(z), z, n), dtype=np.int64)
+        return np.array(audit.label_next(torch.from_numpy(self._scores(z)), z, n), dtype=np.int64)
 
     def add_class(self, label: Any, X: Any, *, names: Sequence[str] | None = None) -> FewShotClassifier:
         """Add a class, without fitting the encoder or choosing the head anew.

@@ -63,7 +63,7 @@ def write(path: Path, content: Content) -> None:
         "sha256": _digest(header, tensors),
         "header": header,
     }
-    write_atomically(path, save(tensors, metadata=metadata))
+    write_atomically(path, _ordered(save(tensors, metadata=metadata), metadata))
 
 
 def read(path: Path) -> Content:
@@ -176,6 +176,15 @@ def unpack(joined: Tensor, offsets: Tensor) -> list[bytes]:
     """
     data, at = joined.numpy().tobytes(), offsets.tolist()
     return [data[a:b] for a, b in itertools.pairwise(at)]
+
+
+def _ordered(file: bytes, metadata: Mapping[str, str]) -> bytes:
+    # The library writes metadata in an order that changes from one call to the next; the same model is the same file.
+    (length,) = struct.unpack("<Q", file[:8])
+    tensors = {name: told for name, told in json.loads(file[8 : 8 + length]).items() if name != "__metadata__"}
+    header = json.dumps({"__metadata__": dict(metadata), **tensors}, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)
+    return b"".join([struct.pack("<Q", len(header)), header, memoryview(file)[8 + length :]])
 
 
 def _metadata(path: Path) -> dict[str, str]:

@@ -171,7 +171,7 @@ def _made_again(settings: dict[str, Any], tensors: Mapping[str, Tensor], kind: s
     if kind == "image":
         from kshot.apps.vision import ImageEncoder
 
-        return ImageEncoder(**settings)
+        return ImageEncoder.restore(settings, tensors)
     if kind == "text":
         from kshot.apps.text.encoder import TextEncoder
 

@@ -38,15 +38,17 @@ def kind_of(examples: Any) -> str:
         "image", "text" or "table".
 
     Raises:
-        UserError: it is a single text, or examples of several kinds.
+        UserError: it is a single text, a frame that is not read yet, or examples of several kinds.
     """
     if isinstance(examples, str | bytes | os.PathLike):
         raise UserError(f"expected a list of examples, got the single one {str(examples)!r:.80}; put it into a list")
+    if hasattr(examples, "collect"):
+        raise UserError(f"expected examples in memory, got a {type(examples).__name__}; pass what its collect() gives")
     if _is_frame(examples):
         return kind_of(_only_column(examples)) if _only_column(examples) is not None else "table"
     if isinstance(examples, Tensor) or (isinstance(examples, np.ndarray) and examples.dtype.kind in "biufc"):
         return "image" if examples.ndim in (3, 4) and str(examples.dtype).endswith("uint8") else "table"
-    if not isinstance(examples, list | tuple | np.ndarray) and not hasattr(examples, "tolist"):
+    if not isinstance(examples, list | tuple | np.ndarray) and not _is_series(examples):
         return "table"  # sparse matrices and whatever else gives an array; scikit-learn's checks look further
     if isinstance(examples, np.ndarray) and examples.ndim == 2 and examples.shape[1] != 1:
         return "table"
@@ -108,7 +110,12 @@ def listed(examples: Any, kind: str) -> list[Any]:
 
 
 def _is_frame(examples: Any) -> bool:
-    return hasattr(examples, "columns") and hasattr(examples, "shape") and len(examples.shape) == 2
+    return hasattr(examples, "shape") and hasattr(examples, "columns") and len(examples.shape) == 2
+
+
+def _is_series(examples: Any) -> bool:
+    # A column of pandas has "tolist", one of polars "to_list".
+    return hasattr(examples, "tolist") or hasattr(examples, "to_list")
 
 
 def _only_column(frame: Any) -> Any:

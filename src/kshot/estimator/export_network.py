@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from kshot.estimator.fit import Fit
+from kshot.estimator.kernel_ridge import KernelRidge
 from kshot.estimator.unknown import Metric
 
 
@@ -101,6 +102,56 @@ class Whiten(nn.Module):
         """
         inside = x @ self.rows.T
         return torch.cat([inside * self.inside, (x - inside @ self.rows) * self.outside], dim=1)
+
+
+class Numbers(nn.Module):
+    """Inputs -> predictions of kernel ridge regression, and how far targets are expected to lie from them.
+
+    In double precision: targets may be large numbers that differ little.
+
+    Args:
+        network: inputs -> (N, D).
+        fit: what was learnt of such vectors, see ``kshot.estimator.kernel_ridge``.
+    """
+
+    intercept: nn.Parameter
+    corner: nn.Parameter
+    noise: nn.Parameter
+    size: nn.Parameter
+    share: nn.Parameter
+    length: nn.Parameter
+    ridge: nn.Parameter
+
+    def __init__(self, network: nn.Module, fit: KernelRidge) -> None:
+        super().__init__()
+        self.network, self.unit = network, fit.scale.unit
+        # Plain numbers would become constants of single precision.
+        named = {"intercept": fit.intercept, "corner": float(fit.edge[-1]), "noise": fit.noise, "size": fit.scale.size}
+        for name, value in {**named, **fit.kernel._asdict()}.items():
+            self.register_parameter(name, _kept(torch.tensor(value, dtype=torch.double), torch.double))
+        self.centre, self.x = _kept(fit.scale.centre, torch.double), _kept(fit.x, torch.double)
+        self.sizes = _kept(fit.x.square().sum(1), torch.double)
+        self.inverse, self.edge = _kept(fit.inverse, torch.double), _kept(fit.edge[:-1], torch.double)
+        self.weights = _kept(fit.weights, torch.double)
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, Tensor]:
+        """Predict.
+
+        Args:
+            *inputs: of the network.
+
+        Returns:
+            Predictions (N,) and deviations (N,), float64.
+        """
+        z = self.network(*inputs).double()
+        x = ((torch.nn.functional.normalize(z, dim=-1) if self.unit else z) - self.centre) / self.size
+        products, own = x @ self.x.T, x.square().sum(1)
+        squares = (own[:, None] + self.sizes - 2 * products).clamp(min=0)
+        k = self.share * products + (1 - self.share) * torch.exp(-squares / (2 * self.length.square()))
+        h = k @ self.inverse + self.edge
+        reach = (k * h).sum(1) + k @ self.edge + self.corner
+        variance = self.share * own + (1 - self.share) + self.ridge - reach
+        return k @ self.weights + self.intercept, (self.noise * variance.clamp(min=0)).sqrt()
 
 
 class Quantiles(nn.Module):

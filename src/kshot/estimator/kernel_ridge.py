@@ -190,6 +190,51 @@ class KernelRidge(NamedTuple):
         high = (means + size).kthvalue(n + 1 - rank, dim=1).values
         return torch.stack([low, high], dim=1)
 
+    def left_out_intervals(self, y: Tensor, rows: Tensor, coverage: float) -> Tensor:
+        """Give the interval of ``interval`` for shots, as it would be had each not been among the shots.
+
+        The jackknife+ without shot i needs what is left when i and another shot j are both left out: with the two rows
+        and columns of M, (e_i, e_j) = (M_ij)^-1 (a_i, a_j), again by the inverse of a matrix without rows. Time is
+        that of one prediction for each of R shots.
+
+        Args:
+            y: targets of the shots, float64 (N,).
+            rows: int64 (R,), which shots.
+            coverage: share of new targets that are to lie within.
+
+        Returns:
+            float64 (R, 2), lower and upper end; infinite where so few other shots cannot vouch for the share.
+        """
+        n = len(self.x) - 1
+        rank = math.floor(round((1 - coverage) * (n + 1), 9))
+        if rank < 1 or n < 2:
+            return torch.tensor([-math.inf, math.inf], dtype=y.dtype).repeat(len(rows), 1)
+        diagonal, cross = self.inverse.diagonal(), self.inverse[rows]
+        own, weight = diagonal[rows, None], self.weights[rows, None]
+        determinant = own * diagonal - cross.square()
+        itself = torch.arange(len(self.x)) == rows[:, None]
+        determinant = determinant.masked_fill(itself, 1)
+        means = y[rows, None] - (diagonal * weight - cross * self.weights) / determinant
+        size = ((own * self.weights - cross * weight) / determinant).abs()
+        # The shot itself comes last of all, where no rank reaches it.
+        low = (means - size).masked_fill(itself, math.inf).kthvalue(rank, dim=1).values
+        high = (means + size).masked_fill(itself, math.inf).kthvalue(n + 1 - rank, dim=1).values
+        return torch.stack([low, high], dim=1)
+
+    def nearest(self, z: Tensor, n: int) -> tuple[Tensor, Tensor]:
+        """Find the shots most like each example.
+
+        Args:
+            z: (Q, D).
+            n: so many.
+
+        Returns:
+            Distances on the scale of the shots (Q, n), least first, and indices of the shots (Q, n).
+        """
+        distances = torch.cdist(self.scale.apply(z), self.x, compute_mode="donot_use_mm_for_euclid_dist")
+        found = distances.topk(min(n, len(self.x)), dim=1, largest=False)
+        return found.values, found.indices
+
     def _influence(self, k: Tensor) -> Tensor:
         # h(x) = (k(x)', 1) M, (Q, N + 1).
         inside = k @ self.inverse + self.edge[:-1]

@@ -144,8 +144,22 @@ class FewShotRegressor(RegressorMixin, Embedded):
     def expected_error_(self) -> ExpectedError:
         """The error to expect on new examples, by leave-one-out on the shots."""
         check_is_fitted(self)
-        e, n = self.fit_.residuals, len(self.y_)
+        n = len(self.y_)
         # A mean of the others misses a shot by n / (n - 1) of its distance from the mean of all.
-        spread = float(np.square((self.y_ - self.y_.mean()) * n / (n - 1)).mean())
-        square = float(e.square().mean())
-        return ExpectedError(square**0.5, float(e.abs().mean()), 1 - square / spread if spread else 0.0, n)
+        return error_of(self.y_, self.y_ - self.fit_.residuals.numpy(), n / (n - 1))
+
+
+def error_of(y: NDArray[np.float64], answers: NDArray[np.float64], farther: float = 1.0) -> ExpectedError:
+    """Tell how far answers are off.
+
+    Args:
+        y: targets (N,).
+        answers: (N,).
+        farther: by how much a mean misses more than the mean of ``y`` does.
+
+    Returns:
+        The errors.
+    """
+    off = answers - y
+    spread, square = (float(np.square(v).mean()) for v in ((y - y.mean()) * farther, off))
+    return ExpectedError(square**0.5, float(np.abs(off).mean()), 1 - square / spread if spread else 0.0, len(y))

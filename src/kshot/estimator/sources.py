@@ -40,6 +40,7 @@ def read_training(
     columns: Sequence[str] = (),
     skip_bad: bool = False,
     strict: bool = False,
+    numeric: bool = False,
     on_progress: OnProgress | None = None,
 ) -> Source:
     """Read labelled examples.
@@ -54,6 +55,7 @@ def read_training(
         skip_bad: leave bad examples out and list them in ``Source.skipped``; every picture is decoded to find out.
             Without it, pictures and molecules are not tried here: encoding them names a bad one.
         strict: refuse the same example under two labels, instead of noting it.
+        numeric: labels are numbers to be learnt, and no names of classes.
         on_progress: told while pictures are decoded.
 
     Returns:
@@ -69,12 +71,14 @@ def read_training(
             raise UserError(f"expected a file of {kind}s, got the folder {path}; pass a .csv, .tsv or .jsonl file")
         source = read_class_folders(path, skip_bad=skip_bad)
     elif path.suffix.lower() in GRID_SUFFIXES and kind != "image":
-        wanted = Wanted(kind, text_column, label_column, tuple(columns))
+        wanted = Wanted(kind, text_column, label_column, tuple(columns), numeric=numeric)
         source = read_table(path, wanted, skip_bad=skip_bad)
     else:
         raise UserError(f"expected {_FORMATS}, got {path}; {_advice(path)}")
     if skip_bad:
         source = without(source, unreadable(source, on_progress))
+    if numeric:
+        return source
     check_classes(source.labels or [], str(path), source.skipped)
     clashing = conflicts(_keys(source), source.labels or [], source.names)
     return replace(source, notes=[*source.notes, *tell_conflicts(clashing, str(path), strict=strict)])
@@ -88,6 +92,7 @@ def read_inputs(
     label_column: str | None = None,
     columns: Sequence[str] = (),
     skip_bad: bool = False,
+    numeric: bool = False,
     on_progress: OnProgress | None = None,
 ) -> Source:
     """Read examples to be named.
@@ -101,6 +106,7 @@ def read_inputs(
         columns: ``Source.columns`` that a model was fitted on: all numeric ones must be there, a text column is
             preferred to others.
         skip_bad: leave bad examples out and list them in ``Source.skipped``.
+        numeric: labels are numbers.
         on_progress: told while pictures are decoded.
 
     Returns:
@@ -117,7 +123,7 @@ def read_inputs(
     if all(_holds_images(p, kind) for p in paths):
         source = list_images(paths)
     else:
-        wanted = Wanted(kind, text_column, label_column, tuple(columns), labelled=False)
+        wanted = Wanted(kind, text_column, label_column, tuple(columns), labelled=False, numeric=numeric)
         source = _joined([_read_file(p, wanted, skip_bad) for p in paths], paths)
     if skip_bad:
         source = without(source, unreadable(source, on_progress))

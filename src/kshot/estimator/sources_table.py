@@ -17,6 +17,8 @@ from kshot.estimator.sources_result import Skipped, Source, left_out, listed
 #: Names of columns that are looked for, first come first served; large and small letters are the same.
 TEXT_NAMES = ("text", "sentence", "question", "utterance", "query", "message")
 LABEL_NAMES = ("label", "category", "class", "intent", "target")
+#: The same where numbers are to be learnt.
+TARGET_NAMES = ("target", "y", "value", "label")
 SMILES_NAMES = ("smiles", "canonical_smiles")
 #: Numeric columns of these names tell rows apart and nothing else.
 _INDEX_NAMES = ("", "id", "index", "unnamed: 0")
@@ -37,6 +39,7 @@ class Wanted:
         columns: what a model was fitted on: its numeric columns, which must all be there, or its text column, which
             is preferred.
         labelled: True if there must be labels; else they are read only where ``label_column`` is given.
+        numeric: True if labels are numbers to be learnt.
     """
 
     kind: str | None = None
@@ -44,6 +47,7 @@ class Wanted:
     label_column: str | None = None
     columns: tuple[str, ...] = ()
     labelled: bool = True
+    numeric: bool = False
 
 
 @dataclass(frozen=True)
@@ -74,7 +78,7 @@ def read_table(path: Path, wanted: Wanted, *, skip_bad: bool = False) -> Source:
     examples, wrong = read(grid, layout.columns)
     labels: list[str] | None = None
     if label is not None and (wanted.labelled or wanted.label_column is not None):
-        labels, unlabelled = _labels(grid.column(label))
+        labels, unlabelled = _targets(grid, label) if wanted.numeric else _labels(grid.column(label))
         wrong = {**unlabelled, **wrong}
     bad = [*grid.bad, *(Skipped(grid.numbers[i], why) for i, why in wrong.items())]
     bad.sort(key=lambda skipped: int(skipped.name.rpartition(" ")[2]))
@@ -117,10 +121,11 @@ def read_lines(path: Path, kind: str) -> Source:
 def _label_column(grid: Grid, wanted: Wanted) -> str | None:
     if wanted.label_column is not None:
         return _given(grid, wanted.label_column, "label")
-    found = _guess(grid.columns, LABEL_NAMES)
+    what, names = ("targets", TARGET_NAMES) if wanted.numeric else ("labels", LABEL_NAMES)
+    found = _guess(grid.columns, names)
     if found is None and wanted.labelled:
         raise UserError(
-            f"expected a column of labels in {grid.path} ({', '.join(LABEL_NAMES)}), got {_named(grid.columns)}; "
+            f"expected a column of {what} in {grid.path} ({', '.join(names)}), got {_named(grid.columns)}; "
             "rename one, or name it with --label-column (label_column=)"
         )
     return found
@@ -269,6 +274,17 @@ def _labels(cells: Sequence[Any]) -> tuple[list[str], dict[int, str]]:
         elif _BROKEN.search(label):
             wrong[i] = "label of characters that are no text (mixed encodings, or NUL)"
     return labels, wrong
+
+
+def _targets(grid: Grid, name: str) -> tuple[list[str], dict[int, str]]:
+    cells = grid.column(name)
+    found = [_number(cell, grid.decimal_comma) for cell in cells]
+    wrong = {
+        i: f"column {name!r}: a finite number expected as target, got {_short(cells[i])}"
+        for i, number in enumerate(found)
+        if number is None or math.isnan(number)
+    }
+    return [repr(number) for number in found], wrong
 
 
 def _short(cell: Any) -> str:

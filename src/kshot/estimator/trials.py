@@ -17,6 +17,7 @@ from kshot.estimator.calibrate import probabilities
 from kshot.estimator.coverage import COVERAGE
 from kshot.estimator.public_sets import read_banking, read_clinc, read_orl
 from kshot.estimator.trial import Features, Trial, TrialRow, auroc, ece
+from kshot.estimator.trials_whole import WHOLE
 
 #: The error rate at which unknowns are told, in the rows about them.
 RATE = 0.05
@@ -119,6 +120,7 @@ _TRIALS = (
         _orl,
         n_draws=50,
     ),
+    *WHOLE,
 )
 
 

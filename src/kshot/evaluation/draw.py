@@ -32,7 +32,7 @@ class Draw:
 
     Args:
         source: where tasks come from.
-        n_episodes: E.
+        n_episodes: E; of a source with a fixed number of tasks at most that.
         seed: of the stream.
 
     Attributes:
@@ -45,7 +45,8 @@ class Draw:
     def __init__(self, source: TaskSource, n_episodes: int, seed: int) -> None:
         if n_episodes < 1:
             raise UserError(f"expected n_episodes >= 1, got {n_episodes}; 600 is usual")
-        self.source, self.n_episodes, self.seed = source, n_episodes, seed
+        most = n_episodes if source.n_fixed is None else min(n_episodes, source.n_fixed)
+        self.source, self.n_episodes, self.seed = source, most, seed
         self._hash = hashlib.sha256(f"{source.name}/{source.sha256}/{tuple(source.spec)}".encode())
 
     @property
@@ -78,7 +79,8 @@ class Draw:
         for start in range(0, self.n_episodes, BLOCK):
             # A whole block is drawn even where the end of it is not needed: the stream must not depend on E.
             wanted = min(BLOCK, self.n_episodes - start)
-            block: Any = self.source.plan(BLOCK, stream)
+            fixed = self.source.n_fixed is not None
+            block: Any = self.source.fixed(start, start + wanted) if fixed else self.source.plan(BLOCK, stream)
             if self.source.varying:
                 plans = [(plan, 1) for plan in block[:wanted]]
             else:
@@ -88,7 +90,9 @@ class Draw:
                 yield plan, length
 
     def _remember(self, plan: Tree) -> None:
-        for t in leaves(plan):
+        # Tasks are the same in whatever order a learner is shown their support.
+        told = {k: v for k, v in plan.items() if k != "support_order"} if isinstance(plan, dict) else plan
+        for t in leaves(told):
             self._hash.update(f"{tuple(t.shape)}{t.dtype}".encode())
             self._hash.update(_bytes(t))
 

@@ -1,7 +1,7 @@
 """How good a learner is: scores on many episodes of a source, without a gradient and without a trace left on it.
 
-Accuracy (or squared error) of each episode is one number; the interval is taken over episodes. The same call gives
-curves over inner steps and over shots.
+Accuracy (or squared error, or the cost in bits) of each episode is one number; the interval is taken over episodes. The
+same call gives curves over inner steps and over shots.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from kshot.core.episode import n_tasks, select, unbind
 from kshot.data.source import TaskSource
 from kshot.evaluation import metrics
 from kshot.evaluation.draw import Draw
-from kshot.evaluation.scores import Curve, Scores
+from kshot.evaluation.scores import Curve, Scores, metric_of
 from kshot.evaluation.statistics import mean_ci95
 
 BATCHINGS = ("auto", "loop", "vmap")
@@ -77,7 +77,7 @@ def evaluate(
         learner, source, lambda s: [learner.adapt(s)], n_episodes, seed, where, batching, chunk, on_progress
     )
     return Scores(
-        metric=_metric_of(source.spec),
+        metric=metric_of(source.spec.kind),
         per_episode={name: values[:, 0] for name, values in scored.per_episode.items()},
         bins=None if scored.bins is None else scored.bins[0],
         seed=seed,
@@ -122,7 +122,7 @@ def accuracy_by_step(
         raise UserError(f"{type(learner).__name__} takes no inner steps: it has no `states` method to list them")
     where = device if device is not None else _device_of(learner)
     scored = _score(learner, source, listed, n_episodes, seed, where, batching, chunk, on_progress)
-    metric = _metric_of(source.spec)
+    metric = metric_of(source.spec.kind)
     estimates = tuple(mean_ci95(column) for column in scored.per_episode[metric].unbind(1))
     return Curve("inner steps", metric, tuple(range(len(estimates))), estimates)
 
@@ -189,10 +189,11 @@ def check_fits(learner: Learner, spec: Spec) -> None:
             f"this {name} was built for {built.kind} of inputs {tuple(built.input_shape)}, got {spec.kind} of "
             f"{tuple(spec.input_shape)}; evaluate on such data, or train on this"
         )
-    if built.n_outputs != spec.n_outputs and (spec.kind == "regression" or not learner.any_way):
+    if built.n_outputs != spec.n_outputs and (spec.kind != "classification" or not learner.any_way):
+        change = f"pass n_way={built.n_outputs}" if spec.kind == "classification" else "choose such data"
         raise UserError(
             f"this {name} was built for {built.n_outputs} outputs, got tasks with {spec.n_outputs}; "
-            f"pass n_way={built.n_outputs}, or train another"
+            f"{change}, or train another"
         )
 
 
@@ -244,10 +245,11 @@ def _score(
                 answer = _batched(learner, states, batching, episodes)
             prediction = answer(episodes).double().cpu()  # (T, V, Q, W)
             _check_answer(prediction, (episodes.query.y.shape[1], _outputs(episodes, source.spec)), learner, done)
-            parts.append(_metrics(prediction, episodes.query.y.cpu()))
+            scores, bins = _metrics(prediction, episodes.query.y.cpu())
+            parts.append((scores | _optimal(source, episodes, prediction.shape[1]), bins))
             done += n_tasks(episodes)
             if on_progress is not None:
-                on_progress(done, n_episodes)
+                on_progress(done, draw.n_episodes)
     per_episode = {name: torch.cat([p[name] for p, _ in parts]) for name in parts[0][0]}
     bins = [b for _, b in parts if b is not None]
     pooled = torch.stack(bins).sum(0) if bins else None
@@ -311,6 +313,9 @@ def _check_answer(prediction: Tensor, expected: tuple[int, int], learner: Learne
 
 
 def _metrics(prediction: Tensor, y: Tensor) -> tuple[dict[str, Tensor], Tensor | None]:
+    if y.dtype == torch.bool:
+        y = y.unsqueeze(1).expand(prediction.shape)
+        return {f.__name__: f(prediction, y) for f in (metrics.bits, metrics.wrong_bits)}, None
     if y.is_floating_point():
         return {"mse": metrics.mse(prediction, y.double().unsqueeze(1))}, None
     y = y.unsqueeze(1).expand(prediction.shape[:-1])
@@ -318,8 +323,14 @@ def _metrics(prediction: Tensor, y: Tensor) -> tuple[dict[str, Tensor], Tensor |
     return scores, metrics.confidence_bins(prediction, y).sum(0)
 
 
-def _metric_of(spec: Spec) -> str:
-    return "mse" if spec.kind == "regression" else "accuracy"
+def _optimal(source: TaskSource, episodes: Episode, n_states: int) -> dict[str, Tensor]:
+    # The main score of the best possible answers, on the same episodes, where the source knows them.
+    best = source.optimal(episodes)
+    if best is None:
+        return {}
+    metric = metric_of(source.spec.kind)
+    scores, _ = _metrics(best.double().cpu().unsqueeze(1), episodes.query.y.cpu())
+    return {f"optimal_{metric}": scores[metric].expand(-1, n_states)}
 
 
 def _device_of(learner: nn.Module) -> torch.device:

@@ -14,6 +14,7 @@ from kshot.core.episode import unbind
 from kshot.data.source import TaskSource
 from kshot.evaluation.draw import Draw, class_names
 from kshot.evaluation.evaluate import check_fits, evaluating, states_of
+from kshot.evaluation.gather_sequence import sequence_picture
 from kshot.evaluation.pictures import (
     Answer,
     ClassRow,
@@ -54,7 +55,7 @@ def gather(
     n_steps: int | None = None,
     device: torch.device | str | None = None,
 ) -> Pictures:
-    """Picture a learner at work: sampled episodes, confused classes, an embedding; or regression tasks.
+    """Picture a learner at work: sampled episodes, confused classes, an embedding; or regression tasks; or a sequence.
 
     Shown are the first episode of the seed (not picked) and the hardest of ``n_episodes``.
 
@@ -78,6 +79,8 @@ def gather(
         learner.to(device)
     source.to(device or next((t.device for t in learner.parameters()), torch.device("cpu")))
     with evaluating(learner):
+        if source.spec.kind == "sequence":
+            return Pictures(sequences=[sequence_picture(learner, source, seed=seed)])
         if source.spec.kind == "regression":
             return Pictures(tasks=_tasks(learner, source, seed, n_steps))
         seen = _answered(learner, source, n_episodes, seed)

@@ -1,4 +1,4 @@
-"""Scores of one episode, from logits and targets: accuracy, log loss, Brier score, calibration, squared error.
+"""Scores of one episode, from logits and targets: accuracy, log loss, Brier score, calibration, error, bits.
 
 Every function takes any leading axes (tasks T, learners, inner steps, ...) and scores the last ones, so one episode
 and a batch of them are the same call.
@@ -6,6 +6,7 @@ and a batch of them are the same call.
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -72,6 +73,38 @@ def mse(prediction: Tensor, y: Tensor) -> Tensor:
         (...).
     """
     return (prediction - y).square().mean((-2, -1))
+
+
+def bits(logits: Tensor, y: Tensor) -> Tensor:
+    """Cost of a sequence in bits: the cross-entropy of every bit that was asked, to base 2, summed.
+
+    The score of Graves, Wayne and Danihelka, Neural Turing Machines, arXiv:1410.5401, section 4.
+
+    Args:
+        logits: (..., Q, O), of each bit being one.
+        y: bool (..., Q, O).
+
+    Returns:
+        (...), at least 0; Q times O for a learner that knows nothing.
+
+    Example:
+        >>> bits(torch.zeros(3, 8), torch.ones(3, 8, dtype=torch.bool)).item()
+        24.0
+    """
+    return F.binary_cross_entropy_with_logits(logits, y.to(logits.dtype), reduction="none").sum((-2, -1)) / math.log(2)
+
+
+def wrong_bits(logits: Tensor, y: Tensor) -> Tensor:
+    """Number of bits of a sequence that are wrong when the likelier value of each is taken.
+
+    Args:
+        logits: (..., Q, O), of each bit being one.
+        y: bool (..., Q, O).
+
+    Returns:
+        (...).
+    """
+    return ((logits > 0) != y).sum((-2, -1)).to(logits.dtype)
 
 
 def confidence_bins(logits: Tensor, y: Tensor, n_bins: int = N_BINS) -> Tensor:

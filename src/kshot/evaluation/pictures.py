@@ -123,6 +123,31 @@ class TaskPicture(NamedTuple):
     mse: float
 
 
+class SequencePicture(NamedTuple):
+    """One sequence with a learner's answers, and what the learner did meanwhile.
+
+    Attributes:
+        title: which sequence it is.
+        inputs: float (L, I), of the steps read and of those asked.
+        n_read: how many of the L, the first ones, are read.
+        target: bool (Q, O), the bits asked at the last Q steps.
+        output: float (Q, O), the probability that each is one.
+        cost: in bits, of the whole sequence.
+        wrong: number of bits that are wrong.
+        trace: name -> float (L, ...): "read weightings" and "write weightings" (L, heads, N), "memory" (L, N, M),
+            "add" and "read" (L, heads, M), or others of these shapes; empty where the learner does not tell.
+    """
+
+    title: str
+    inputs: Tensor
+    n_read: int
+    target: Tensor
+    output: Tensor
+    cost: float
+    wrong: int
+    trace: dict[str, Tensor]
+
+
 @dataclass(frozen=True)
 class Pictures:
     """All that is pictured of one learner; whatever does not apply is empty.
@@ -133,6 +158,7 @@ class Pictures:
         n_confusion_episodes: how many episodes those were looked for in.
         embedding: a scatter of one episode, or None.
         tasks: regression tasks.
+        sequences: sequences of bits.
     """
 
     episodes: list[EpisodePicture] = field(default_factory=list)
@@ -140,3 +166,4 @@ class Pictures:
     n_confusion_episodes: int = 0
     embedding: Embedding | None = None
     tasks: list[TaskPicture] = field(default_factory=list)
+    sequences: list[SequencePicture] = field(default_factory=list)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from kshot.core import UserError
+from kshot.core import Kind, UserError
 from kshot.evaluation.metrics import calibration_error
 from kshot.evaluation.statistics import Comparison, Estimate, mean_ci95, paired
 
@@ -17,9 +17,9 @@ class Scores:
     """Scores of one learner on E episodes.
 
     Attributes:
-        metric: name of the main number: "accuracy", or "mse" for regression.
-        per_episode: name -> float64 (E,): "accuracy", "nll" and "brier", or "mse".
-        bins: (3, B) calibration bins summed over all episodes (see ``metrics.confidence_bins``); None for regression.
+        metric: name of the main number, see ``metric_of``.
+        per_episode: name -> float64 (E,): "accuracy", "nll" and "brier"; "mse"; or "bits" and "wrong_bits".
+        bins: (3, B) calibration bins summed over all episodes (see ``metrics.confidence_bins``); None without classes.
         seed: of the episodes.
         seconds: wall time of the evaluation, sampling included.
         fingerprint: hash of the episodes' plans; equal where and only where two evaluations saw identical episodes.
@@ -44,7 +44,7 @@ class Scores:
 
     @property
     def ece(self) -> float | None:
-        """Expected calibration error over all queries; None for regression."""
+        """Expected calibration error over all queries; None without classes."""
         return None if self.bins is None else calibration_error(self.bins)
 
     def estimate_of(self, name: str) -> Estimate:
@@ -68,8 +68,8 @@ class Curve(NamedTuple):
     """A score against a number that varies, such as shots or inner steps.
 
     Attributes:
-        along: what varies: "shots" or "inner steps".
-        metric: "accuracy" or "mse".
+        along: what varies: "shots", "inner steps", or what a data set grows in.
+        metric: see ``metric_of``.
         x: its values, ascending.
         estimates: the score at each of them.
     """
@@ -78,6 +78,18 @@ class Curve(NamedTuple):
     metric: str
     x: tuple[int, ...]
     estimates: tuple[Estimate, ...]
+
+
+def metric_of(kind: Kind) -> str:
+    """Name the main number of a kind of task.
+
+    Args:
+        kind: see ``kshot.core.Spec``.
+
+    Returns:
+        "accuracy", "mse" for regression, "bits" (per sequence) for sequences.
+    """
+    return {"regression": "mse", "sequence": "bits"}.get(kind, "accuracy")
 
 
 def higher_is_better(metric: str) -> bool:

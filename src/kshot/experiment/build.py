@@ -14,13 +14,18 @@ from kshot.core import Learner, Method, Spec, UserError, generator, method
 from kshot.core.learner import options_of
 from kshot.core.registry import unknown
 from kshot.data.catalog import dataset, open_source
+from kshot.data.class_batches import ClassBatches
 from kshot.data.source import TaskSource
 from kshot.experiment.config import RunConfig, typed
 from kshot.nn.conv import Conv4
+from kshot.nn.flat import Flat
 from kshot.nn.mlp import MLP
 from kshot.nn.norm import NORMALISATIONS
+from kshot.nn.resnet import ResNet12, WideResNet
 
-BACKBONES = ("auto", "conv4", "mlp")
+BACKBONES = ("auto", "conv4", "resnet12", "wrn28_10", "mlp", "none")
+#: Those that take square images.
+_CONVOLUTIONAL = ("conv4", "resnet12", "wrn28_10")
 
 
 def open_split(config: RunConfig, split: str, *, root: Path | None = None, **overrides: Any) -> TaskSource:
@@ -47,9 +52,35 @@ def open_split(config: RunConfig, split: str, *, root: Path | None = None, **ove
     shape |= {k: v for k, v in overrides.items() if k in shape and v is not None}
     known = dataset(config.data).options
     options |= {k: v for k, v in overrides.items() if k not in shape and v is not None}
+    if "shuffle" in known and method(config.algorithm).learner.order_matters:
+        # What reads the support in order must not find the labels in it.
+        options.setdefault("shuffle", True)
     for name in options.keys() & known.keys():
         options[name] = typed(options[name], known[name].annotation, f"option {name} of {config.data}")
     return open_source(config.data, split, root=root, **shape, **options)
+
+
+def open_training(config: RunConfig, **opening: Any) -> TaskSource:
+    """Open what a run's method is trained on: few-shot tasks, or batches of all training classes.
+
+    Args:
+        config: the settings.
+        **opening: of ``open_split``.
+
+    Returns:
+        The source, on the CPU.
+
+    Raises:
+        UserError: the method has nothing to train.
+    """
+    what = method(config.algorithm).learner.trained_on
+    if what == "nothing":
+        raise UserError(
+            f"{config.algorithm} has nothing to train; test it as it is: "
+            f"kshot evaluate {config.algorithm} --data {config.data}"
+        )
+    tasks = open_split(config, "meta_train", **opening)
+    return ClassBatches(tasks) if what == "classes" else tasks
 
 
 def resolve(config: RunConfig, spec: Spec) -> RunConfig:
@@ -73,13 +104,19 @@ def resolve(config: RunConfig, spec: Spec) -> RunConfig:
         )
     network = config.network
     if network.backbone == "auto":
-        network = dataclasses.replace(network, backbone="conv4" if len(spec.input_shape) == 3 else "mlp")
+        network = dataclasses.replace(network, backbone=_usual_backbone(spec))
     if network.normalisation == "auto":
         # The multi-layer perceptrons of the papers have no normalisation.
-        mode = found.learner.default_normalisation if network.backbone == "conv4" else "none"
+        mode = found.learner.default_normalisation if network.backbone in _CONVOLUTIONAL else "none"
         network = dataclasses.replace(network, normalisation=mode)
     _check_ways(config, found, spec)
     return dataclasses.replace(config, network=network, options=_options(found, spec, config.options))
+
+
+def _usual_backbone(spec: Spec) -> str:
+    if spec.kind == "sequence":
+        return "none"
+    return "conv4" if len(spec.input_shape) == 3 else "mlp"
 
 
 def _options(found: Method, spec: Spec, given: dict[str, Any]) -> dict[str, Any]:
@@ -135,10 +172,18 @@ def build_backbone(config: RunConfig, spec: Spec) -> nn.Module:
     network, shape = config.network, spec.input_shape
     if network.normalisation not in NORMALISATIONS:
         raise UserError(unknown("normalisation", network.normalisation, ["auto", *NORMALISATIONS]))
+    if network.backbone == "none":
+        return Flat(shape)
     if network.backbone == "mlp":
         return MLP(int(torch.Size(shape).numel()), network.hidden, network.normalisation)
-    if network.backbone != "conv4":
+    if network.backbone not in _CONVOLUTIONAL:
         raise UserError(unknown("backbone", network.backbone, list(BACKBONES)))
     if len(shape) != 3 or shape[1] != shape[2]:
-        raise UserError(f"conv4 takes square images (C, H, H), the data have examples of shape {shape}; use mlp")
+        raise UserError(
+            f"{network.backbone} takes square images (C, H, H), the data have examples of shape {shape}; use mlp"
+        )
+    if network.backbone == "resnet12":
+        return ResNet12(shape[0], shape[1], network.normalisation)
+    if network.backbone == "wrn28_10":
+        return WideResNet(shape[0], network.normalisation)
     return Conv4(shape[0], network.n_filters, shape[1], network.normalisation, network.downsample)

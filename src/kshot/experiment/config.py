@@ -15,7 +15,7 @@ import tomli_w
 from kshot.core import UserError
 from kshot.core.files import write_atomically
 from kshot.core.registry import unknown
-from kshot.engine.train import TrainConfig
+from kshot.engine.config import TrainConfig
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -28,7 +28,7 @@ class TaskConfig:
     """The tasks of training.
 
     Attributes:
-        n_way: classes of a task (W).
+        n_way: classes of a task (W); sequences have options of their own in the place of this and the next two.
         n_shot: support examples of each class (K), or points of a regression task.
         n_query: query examples of each class, or points of a regression task.
         n_tasks: tasks of an outer step (T), in all processes together.
@@ -78,10 +78,12 @@ class BackboneConfig:
     """The network.
 
     Attributes:
-        backbone: auto (conv4 for images, mlp for vectors), conv4 or mlp.
+        backbone: auto (conv4 for images, mlp for vectors, none for sequences), conv4, resnet12,
+            wrn28_10, mlp, or none (examples as they
+            are, flattened).
         normalisation: auto (what the method's paper uses), running, episode, support, layer or none.
         n_filters: channels of conv4.
-        downsample: how conv4 halves the side: pool or stride.
+        downsample: how conv4 halves the side: pool, stride, or first2 (pool, in two of four blocks).
         hidden: widths of the layers of mlp.
     """
 

@@ -16,8 +16,8 @@ from torch import nn
 from kshot.algorithms.metric.protonet import ProtoNet
 from kshot.core import Learner
 from kshot.data.source import TaskSource
+from kshot.engine.config import TrainConfig
 from kshot.engine.distributed import resolve_device
-from kshot.engine.train import TrainConfig
 from kshot.evaluation.evaluate import evaluate
 from kshot.evaluation.record import Record, record_of, scores_of
 from kshot.evaluation.scores import compare

@@ -8,16 +8,20 @@ from pathlib import Path
 from typing import Any
 
 from kshot.core import Learner, UserError
+from kshot.data.catalog import dataset
 from kshot.data.source import TaskSource
 from kshot.engine.distributed import resolve_device
 from kshot.evaluation.evaluate import accuracy_by_shots, accuracy_by_step, states_of
 from kshot.evaluation.gather import gather
 from kshot.evaluation.history import read_history
+from kshot.evaluation.pictures import Pictures
 from kshot.evaluation.record import Record, read_record
 from kshot.evaluation.report import ReportInput, RunReport, write_report
+from kshot.evaluation.report.film import write_film
 from kshot.evaluation.scores import Curve
 from kshot.experiment.build import open_split
 from kshot.experiment.config import RunConfig
+from kshot.experiment.growing import by_size, sequence_pictures
 from kshot.experiment.run import load_run, run_config
 
 #: Support examples of a class at which a report measures every learner, as far as the data go.
@@ -81,7 +85,7 @@ def write_run_report(
 def write_reports(
     runs: Sequence[Path], out: Path, look: Look | None = None, *, title: str = "", notes: Sequence[str] = ()
 ) -> None:
-    """Write one report of one run or several.
+    """Write one report of one run or several; and beside it, of a learner that shows its memory, a film of that.
 
     Args:
         runs: run folders, or JSON records of evaluations.
@@ -94,6 +98,15 @@ def write_reports(
     names = _names(runs)
     parts = [run_report(run, name, look) for run, name in zip(runs, names, strict=True)]
     write_report(out, ReportInput(parts, title=title, notes=tuple(notes)))
+    for part in parts:
+        _write_film(out, part, alone=len(parts) == 1)
+
+
+def _write_film(out: Path, part: RunReport, alone: bool) -> None:
+    shown = next((p for p in (part.pictures.sequences if part.pictures else ()) if "memory" in p.trace), None)
+    if shown is not None:
+        name = out.stem if alone else f"{out.stem}-{Path(part.name).name}"
+        write_film(out.with_name(f"{name}-memory.gif"), shown)
 
 
 def run_report(run: Path, name: str, look: Look) -> RunReport:
@@ -120,9 +133,15 @@ def run_report(run: Path, name: str, look: Look) -> RunReport:
         history=read_history(metrics) if metrics.exists() else None,
         by_shots=_by_shots(config, learner, look, name),
         by_step=_by_step(config, learner, source, look, name),
-        pictures=gather(learner, source, seed=config.evaluation.eval_seed, n_episodes=look.n_episodes),
+        pictures=_pictures(config, learner, source, look),
         command=_command(run, record),
     )
+
+
+def _pictures(config: RunConfig, learner: Learner, source: TaskSource, look: Look) -> Pictures:
+    if source.spec.kind == "sequence":
+        return Pictures(sequences=sequence_pictures(config, learner, look.root))
+    return gather(learner, source, seed=config.evaluation.eval_seed, n_episodes=look.n_episodes)
 
 
 def _command(run: Path, record: Record | None) -> str:
@@ -135,6 +154,8 @@ def _by_shots(config: RunConfig, learner: Learner, look: Look, name: str) -> Cur
     def open_with(n_shot: int) -> TaskSource:
         return open_split(config, "meta_test", root=look.root, n_shot=n_shot)
 
+    if dataset(config.data).kind == "sequence":
+        return by_size(config, learner, look.root, _options(config, look, f"{name}: beyond training"))
     shots = _possible_shots(open_with)
     if len(shots) < 2:
         return None

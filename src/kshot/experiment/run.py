@@ -17,8 +17,9 @@ import torch
 from lightning_fabric import Fabric
 
 from kshot.core import Learner, UserError, generator
-from kshot.core.checks import check_episode
+from kshot.core.checks import check_episode, check_split
 from kshot.core.episode import select
+from kshot.data.class_batches import ClassBatches
 from kshot.data.download import OnProgress
 from kshot.data.loader import EpisodeLoader
 from kshot.data.source import TaskSource
@@ -29,7 +30,7 @@ from kshot.engine.train import Progress, Trainer
 from kshot.evaluation.evaluate import evaluate
 from kshot.evaluation.record import Record, record_of
 from kshot.evaluation.scores import Scores, higher_is_better
-from kshot.experiment.build import build_learner, open_split, resolve
+from kshot.experiment.build import build_learner, open_split, open_training, resolve
 from kshot.experiment.config import RunConfig, differences, load_config, save_config
 from kshot.nn.norm import normalisation_of
 
@@ -120,7 +121,7 @@ def train_run(
         raise UserError("precision 64-true is for tests of single methods; use 32-true or bf16-mixed for runs")
     tell("open", 0, {"data": config.data})
     opening: dict[str, Any] = {"root": root, "on_progress": on_download}
-    source = open_split(config, "meta_train", **opening)
+    source = open_training(config, **opening)
     config = resolve(config, source.spec)
     _check_first(source)
     # All that can be wrong with the settings is found before the folder is taken.
@@ -161,7 +162,13 @@ def _check_first(source: TaskSource) -> None:
     plan = source.plan(1, generator(0, "first look"))
     episode = select(source.episodes(plan[0] if isinstance(plan, list) else plan), 0)
     ways = source.spec.n_outputs if episode.support.n_way is None else episode.support.n_way
-    check_episode(episode, source.spec._replace(n_outputs=ways))
+    spec = source.spec._replace(n_outputs=ways)
+    if isinstance(source, ClassBatches):
+        # A batch of plain classification need not have every class in it.
+        check_split(episode.support, spec, "support")
+        check_split(episode.query, spec, "query")
+    else:
+        check_episode(episode, spec)
 
 
 def _logs(out: Path, config: RunConfig) -> list[Log]:
@@ -273,7 +280,7 @@ def load_run(run: Path, *, root: Path | None = None) -> tuple[RunConfig, Learner
         The settings, the learner in evaluation mode on the CPU, and the step of its weights.
     """
     config = run_config(run)
-    source = open_split(config, "meta_train", root=root)
+    source = open_training(config, root=root)
     learner = build_learner(resolve(config, source.spec), source.spec)
     step = load_weights(learner, run)
     return config, learner.eval(), step
@@ -324,7 +331,7 @@ def evaluate_run(
     where = resolve_device(device)
     opening: dict[str, Any] = {"root": root, "on_progress": on_download}
     config = run_config(run)
-    trained = open_split(config, "meta_train", **opening)
+    trained = open_training(config, **opening)
     network = config.network
     if normalisation is not None:
         network = dataclasses.replace(network, normalisation=normalisation)

@@ -1,7 +1,8 @@
 """The four-block convolutional embedding of the few-shot literature (Conv4), with its normalisation named.
 
 Vinyals et al. 2016 (arXiv:1606.04080) set the design: four blocks of 3x3 convolution, batch norm, ReLU and a halving of
-the side. ProtoNet halves by 2x2 max-pooling, MAML on Omniglot by strided convolutions.
+the side. ProtoNet halves by 2x2 max-pooling, MAML on Omniglot by strided convolutions; Relation Networks pool in the
+first two blocks only, so that a map is left to look at.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from kshot.core.errors import UserError
 from kshot.nn import native
 from kshot.nn.norm import Norm
 
-DOWNSAMPLES = ("pool", "stride")
+DOWNSAMPLES = ("pool", "stride", "first2")
 
 
 class ConvBlock(nn.Module):
@@ -25,13 +26,13 @@ class ConvBlock(nn.Module):
         in_channels: channels in.
         out_channels: channels out.
         normalisation: see ``kshot.nn.norm``.
-        downsample: "pool" (2x2 max-pooling, floor) or "stride" (stride 2, ceiling).
+        downsample: "pool" (2x2 max-pooling, floor), "stride" (stride 2, ceiling) or "no" (the side stays).
     """
 
     def __init__(self, in_channels: int, out_channels: int, normalisation: str, downsample: str) -> None:
         super().__init__()
         self.pool = downsample == "pool"
-        self.conv = nn.Conv2d(in_channels, out_channels, 3, stride=1 if self.pool else 2, padding=1)
+        self.conv = nn.Conv2d(in_channels, out_channels, 3, stride=2 if downsample == "stride" else 1, padding=1)
         self.norm = Norm(out_channels, normalisation)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -62,10 +63,12 @@ class Conv4(nn.Module):
         n_filters: channels of every block, 64 in the papers.
         image_size: side of the square images in pixels; at least 16 when pooling.
         normalisation: see ``kshot.nn.norm``.
-        downsample: "pool" (Matching, Prototypical Networks) or "stride" (MAML on Omniglot).
+        downsample: "pool" (Matching, Prototypical Networks), "stride" (MAML on Omniglot) or "first2" (Relation
+            Networks: pooling in the first two blocks).
 
     Attributes:
         takes_tasks: a leading task axis is allowed.
+        map_shape: (C, h, w) of the features before they are flattened.
         n_features: D, length of the embedding; 64 for 28x28 images and 64 filters with pooling.
 
     Raises:
@@ -85,17 +88,18 @@ class Conv4(nn.Module):
         super().__init__()
         if downsample not in DOWNSAMPLES:
             raise UserError(f"downsample must be one of {', '.join(DOWNSAMPLES)}, got {downsample!r}")
-        side = image_size
-        for _ in range(4):
-            side = side // 2 if downsample == "pool" else (side + 1) // 2
+        side, ways = image_size, ["pool", "pool", "no", "no"] if downsample == "first2" else [downsample] * 4
+        for way in ways:
+            side = {"pool": side // 2, "stride": (side + 1) // 2, "no": side}[way]
         if side < 1:
             raise UserError(
                 f"Conv4 halves the image four times: expected a side of at least 16 pixels, got {image_size}"
             )
         channels = [in_channels, *[n_filters] * 4]
         self.blocks = nn.Sequential(
-            *(ConvBlock(i, o, normalisation, downsample) for i, o in itertools.pairwise(channels))
+            *(ConvBlock(i, o, normalisation, w) for (i, o), w in zip(itertools.pairwise(channels), ways, strict=True))
         )
+        self.map_shape = (n_filters, side, side)
         self.n_features = n_filters * side * side
         self.design = (in_channels, n_filters, image_size, downsample)
 

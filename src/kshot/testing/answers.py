@@ -149,7 +149,7 @@ def uses_support(case: Case) -> str:
     learner, episode = case.learner(), synthetic_episode(case.spec, seed=case.seed)
     before = answer(learner, episode)
     x, y, n_way = episode.support
-    classes = [None] if case.spec.kind == "regression" else list(range(case.spec.n_outputs))
+    classes = list(range(case.spec.n_outputs)) if case.spec.kind == "classification" else [None]
     for c in classes:
         mine = torch.ones(len(y), dtype=torch.bool) if c is None else y == c
         other = x.clone()
@@ -170,8 +170,10 @@ def ignores_order(case: Case) -> str:
         What was checked.
 
     Raises:
-        Skipped: the learner says that order matters.
+        Skipped: the task is a sequence, or the learner says that order matters.
     """
+    if case.spec.kind == "sequence":
+        raise Skipped("the steps of a sequence have an order")
     learner, (support, query) = case.learner(), synthetic_episode(case.spec, seed=case.seed)
     before = answer(learner, Episode(support, query))
     p = _rotated(len(query.y))
@@ -208,11 +210,11 @@ def permutes_labels(case: Case) -> str:
         What was checked.
 
     Raises:
-        Skipped: regression, or the learner says that it has a head with fixed columns.
+        Skipped: there are no classes, or the learner says that it has a head with fixed columns.
     """
     learner, (support, query) = case.learner(), synthetic_episode(case.spec, seed=case.seed)
-    if case.spec.kind == "regression":
-        raise Skipped("regression has no classes")
+    if case.spec.kind != "classification":
+        raise Skipped(f"a {case.spec.kind} has no classes")
     if not learner.label_equivariant:
         raise Skipped("the learner says label_equivariant = False: its head has a column of its own for each class")
     before = answer(learner, Episode(support, query))
@@ -228,22 +230,27 @@ def permutes_labels(case: Case) -> str:
 
 
 def leaks(case: Case) -> str:
-    """Check that an inductive learner answers each query as it would alone.
+    """Check that an inductive learner answers each query as alone, and a step of a sequence as without later ones.
 
     Returns:
         What was checked.
     """
     learner, episode = case.learner(), synthetic_episode(case.spec, seed=case.seed)
+    in_order, steps = case.spec.kind == "sequence", range(len(episode.query.y))
     with torch.no_grad():
         state = learner.adapt(episode.support)
         together = learner.predict(state, episode.query.x)
-        alone = [learner.predict(state, episode.query.x[i : i + 1]) for i in range(len(episode.query.y))]
+        alone = [learner.predict(state, episode.query.x[0 if in_order else i : i + 1])[-1:] for i in steps]
         after = learner.predict(state, episode.query.x)
     case.same(after, together, "answers from one state", "let no query change the state", tolerance=0)
     gap = difference(torch.cat(alone), together)
     if learner.transductive:
         seen = f"by up to {gap:.2g}" if gap > TOLERANCE else "not at all in this episode"
         return f"declared transductive: answers depend on the other queries {seen}"
+    if in_order:
+        advice = "read one step after the other; or, if that is the method, say `transductive` is True"
+        case.same(torch.cat(alone), together, "answers to a step with and without later steps", advice)
+        return "inductive: every step without those after it"
     case.same(
         torch.cat(alone),
         together,
@@ -260,11 +267,11 @@ def any_way(case: Case) -> str:
         What was checked.
 
     Raises:
-        Skipped: regression, or the learner is bound to its number of classes.
+        Skipped: there are no classes, or the learner is bound to its number of classes.
     """
     learner = case.learner()
-    if case.spec.kind == "regression":
-        raise Skipped("regression has no classes")
+    if case.spec.kind != "classification":
+        raise Skipped(f"a {case.spec.kind} has no classes")
     if not learner.any_way:
         raise Skipped("the learner says any_way = False")
     ways = [w for w in (case.spec.n_outputs + 2, case.spec.n_outputs - 1) if w > 1]

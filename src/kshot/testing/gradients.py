@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from kshot.core import Episode, Learner, generator
+from kshot.core import Episode, Learner, Split, generator
 from kshot.core.episode import unbind
 from kshot.engine.auto import candidates
 from kshot.engine.batch import Batching, OuterGradient, OuterStep, combine
@@ -30,8 +30,15 @@ def reaches(case: Case) -> str:
 
     Returns:
         What was checked.
+
+    Raises:
+        Skipped: the learner says that there is nothing to train.
     """
     learner = case.learner(training=True)
+    if learner.trained_on == "nothing":
+        if any(p.requires_grad for p in learner.parameters()):
+            case.fail("no parameters where trained_on is 'nothing'", "some", "say what they are trained on")
+        raise Skipped("the learner says that there is nothing to train")
     episode = synthetic_episode(case.spec, seed=case.seed)
     params = {k: p for k, p in learner.named_parameters() if p.requires_grad}
     if not params:
@@ -76,7 +83,7 @@ def is_derivative(case: Case) -> str:
         What was checked.
 
     Raises:
-        Skipped: the learner says that its gradient is no derivative.
+        Skipped: the learner says that its gradient is no derivative, or that there is nothing to train.
     """
     return _check_slopes(case, lambda loss: loss, "the gradient of `outer_loss`")
 
@@ -88,13 +95,15 @@ def has_curvature(case: Case) -> str:
         What was checked.
 
     Raises:
-        Skipped: the learner says that its gradient is no derivative.
+        Skipped: the learner says that its gradient is no derivative, or that there is nothing to train.
     """
     return _check_slopes(case, _slope_along_a_direction, "the second derivative of `outer_loss`")
 
 
 def _check_slopes(case: Case, of: Callable[[Loss], Loss], what: str) -> str:
     learner = case.learner(training=True)
+    if learner.trained_on == "nothing":
+        raise Skipped("the learner says that there is nothing to train")
     if not learner.exact_gradient:
         raise Skipped("the learner says exact_gradient = False: it leaves terms out on purpose")
     names = [k for k, p in learner.named_parameters() if p.requires_grad]
@@ -179,6 +188,8 @@ def batchings_agree(case: Case) -> str:
     Returns:
         Which ones were compared.
     """
+    if case.learner().trained_on == "nothing":
+        return _answers_agree(case)
     notes = {}
     for training in (True, False):
         for dtype, tolerance in ((torch.float64, TOLERANCE), (torch.float32, TOLERANCE_FLOAT32)):
@@ -193,6 +204,19 @@ def batchings_agree(case: Case) -> str:
             for batching in batchings(learner, episodes, compiled):
                 notes[_compare(case, learner, episodes, batching, reference, tolerance)] = None
     return "; ".join(notes)
+
+
+def _answers_agree(case: Case) -> str:
+    learner, episodes = case.learner(), synthetic_episodes(case.spec, 3, seed=case.seed)
+    ways = episodes.support.n_way
+    loop = torch.stack([learner.predict(learner.adapt(e.support), e.query.x) for e in unbind(episodes)])
+    mapped = torch.func.vmap(lambda x, y, q: learner.predict(learner.adapt(Split(x, y, ways)), q))
+    try:
+        got = mapped(episodes.support.x, episodes.support.y, episodes.query.x)
+    except (RuntimeError, TypeError, ValueError) as error:
+        return f"vmap cannot run: {(str(error).splitlines() or ['?'])[0]}"
+    case.same(got, loop, "answers by vmap and by a plain loop", "carry nothing from task to task")
+    return "nothing to train; answers by loop; vmap"
 
 
 def batchings(learner: Learner, episodes: Episode, compiled: bool = False) -> list[Batching]:

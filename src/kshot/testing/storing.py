@@ -12,7 +12,7 @@ from kshot.core import Learner, Tree, UserError, tree_map
 from kshot.core.tree import leaves
 from kshot.engine.checkpoint import flatten, unflatten
 from kshot.testing.answers import answer
-from kshot.testing.case import Case, seeded
+from kshot.testing.case import Case, Skipped, seeded
 from kshot.testing.synthetic import synthetic_episode
 from kshot.testing.traces import changes, snapshot
 
@@ -106,8 +106,13 @@ def checkpoints(case: Case) -> str:
 
     Returns:
         What was checked.
+
+    Raises:
+        Skipped: the learner says that there is nothing to train.
     """
     learner, episode = case.learner(), synthetic_episode(case.spec, seed=case.seed)
+    if learner.trained_on == "nothing":
+        raise Skipped("the learner says that there is nothing to train")
     other = case.new(case.seed + 1).to(dtype=torch.float64).eval()
     _disturb(other)
     if torch.equal(answer(other, episode), answer(learner, episode)):

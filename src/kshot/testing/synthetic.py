@@ -10,12 +10,14 @@ from torch import Tensor, nn
 from kshot.core import Episode, Spec, Split, generator
 from kshot.core.episode import stack
 from kshot.nn.conv import ConvBlock
+from kshot.nn.flat import Flat
 from kshot.nn.mlp import MLP
 
 #: One example shape for each kind of task that a learner may be built for without naming one.
 SPECS = {
     "classification": Spec("classification", (1, 8, 8), 3),
     "regression": Spec("regression", (2,), 2),
+    "sequence": Spec("sequence", (4,), 3),
 }
 
 
@@ -29,12 +31,14 @@ def synthetic_episode(
 ) -> Episode:
     """Make one episode: classes are noisy copies of random patterns, regression targets a random smooth function.
 
-    Examples stand in random order, so that a learner cannot lean on one.
+    Examples stand in random order, so that a learner cannot lean on one. A sequence is of random bits, with targets
+    that are what was read, over and over.
 
     Args:
         spec: what the task looks like.
-        n_shot: support examples per class, one number or one for each class; or points of a regression task.
-        n_query: query examples per class, or points.
+        n_shot: support examples per class, one number or one for each class; or points of a regression task, or steps
+            read of a sequence (of numbers in a list, the sum).
+        n_query: query examples per class, or points, or steps asked.
         seed: of everything in it.
         dtype: of the floating tensors.
 
@@ -42,6 +46,8 @@ def synthetic_episode(
         The episode, without a task axis.
     """
     g = generator(seed, "synthetic", *spec.input_shape)
+    if spec.kind == "sequence":
+        return _sequence(spec, n_shot if isinstance(n_shot, int) else sum(n_shot), n_query, g, dtype)
     if spec.kind == "regression":
         shots = n_shot if isinstance(n_shot, int) else sum(n_shot)
         make = _Function(spec, g)
@@ -50,6 +56,14 @@ def synthetic_episode(
     patterns = torch.randn(spec.n_outputs, *spec.input_shape, generator=g, dtype=torch.float64)
     support = _classes(patterns, shots_each, g, dtype)
     return Episode(support, _classes(patterns, [n_query] * spec.n_outputs, g, dtype))
+
+
+def _sequence(spec: Spec, n_read: int, n_asked: int, g: torch.Generator, dtype: torch.dtype) -> Episode:
+    x = torch.randint(0, 2, (n_read + n_asked, *spec.input_shape), generator=g).to(dtype)
+    read = x[:n_read].flatten(1)
+    step, place = torch.arange(n_asked) % n_read, torch.arange(spec.n_outputs) % read.shape[1]
+    nothing = torch.empty(n_read, 0, dtype=torch.bool)
+    return Episode(Split(x[:n_read], nothing), Split(x[n_read:], read[step][:, place] > 0))
 
 
 def _classes(patterns: Tensor, counts: Sequence[int], g: torch.Generator, dtype: torch.dtype) -> Split:
@@ -89,8 +103,8 @@ def synthetic_episodes(
     Args:
         spec: what the tasks look like.
         n_tasks: T.
-        n_shot: support examples per class, or points.
-        n_query: query examples per class, or points.
+        n_shot: see ``synthetic_episode``.
+        n_query: see ``synthetic_episode``.
         seed: of everything in them.
         dtype: of the floating tensors.
 
@@ -139,12 +153,15 @@ def tiny_backbone(spec: Spec, normalisation: str = "none") -> nn.Module:
     """Make a backbone of a few hundred parameters for tasks like these.
 
     Args:
-        spec: what the tasks look like: square images (C, H, H) of at least 4 pixels a side, or vectors.
+        spec: what the tasks look like: square images (C, H, H) of at least 4 pixels a side, vectors, or sequences,
+            whose steps have no network.
         normalisation: see ``kshot.nn.norm``.
 
     Returns:
         The backbone, with ``n_features``; its weights are drawn from the global generator, as all of PyTorch's are.
     """
+    if spec.kind == "sequence":
+        return Flat(spec.input_shape)
     if len(spec.input_shape) == 3:
         return TinyConv(spec.input_shape[0], spec.input_shape[1], normalisation)
     return MLP(int(torch.tensor(spec.input_shape).prod()), (10, 8), normalisation)

@@ -169,12 +169,39 @@ def test_labels_that_do_not_fit_are_refused(encoder: TextEncoder, labels: list[i
         ({"rank": 0}, "rank of at least 1"),
         ({"n_layers": 0}, "n_layers of at least 1"),
         ({"temperature": 0.0}, "temperature above 0"),
+        ({"share": 0.0}, "share above 0"),
+        ({"share": 1.1}, "share above 0 and at most 1"),
         ({"lr": float("nan")}, "lr above 0"),
     ],
 )
 def test_a_plan_out_of_range_is_refused(plan: dict[str, Any], says: str) -> None:
     with pytest.raises(UserError, match=says):
         Finetuning(**plan)
+
+
+@pytest.mark.parametrize("rank", [None, 4])
+def test_a_share_of_the_change_is_kept(encoder: TextEncoder, rank: int | None) -> None:
+    def change(share: float) -> dict[str, torch.Tensor]:
+        plan = Finetuning(epochs=2, n_layers=1, rank=rank, share=share)
+        held = finetune(encoder, TEXTS, LABELS, plan=plan).tensors()
+        if rank is None:
+            return {name: t.float() for name, t in held.items()}
+        left = [name.removeprefix("left/") for name in held if name.startswith("left/")]
+        return {name: held[f"left/{name}"].float() @ held[f"right/{name}"].float() for name in left}
+
+    whole, quarter = change(1.0), change(0.25)
+    assert any(bool(t.any()) for t in whole.values())
+    for name, t in whole.items():
+        torch.testing.assert_close(quarter[name], 0.25 * t, rtol=2e-2, atol=1e-6)
+
+
+def test_names_count_as_one_more_sentence(encoder: TextEncoder) -> None:
+    plan = Finetuning(epochs=2, n_layers=1)
+    named = finetune(encoder, TEXTS, LABELS, names=["even", "odd"], plan=plan)
+    written = finetune(encoder, [*TEXTS, "even", "odd"], torch.cat([LABELS, torch.arange(2)]), plan=plan)
+    assert named.encode(TEXTS).equal(written.encode(TEXTS))
+    with pytest.raises(UserError, match="a name for each of 2 classes, got 1"):
+        finetune(encoder, TEXTS, LABELS, names=["even"], plan=plan)
 
 
 def test_a_tuned_encoder_is_not_tuned_again(encoder: TextEncoder) -> None:

@@ -9,12 +9,13 @@ import subprocess
 import sys
 import zlib
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageFile
 
 from kshot.apps.vision import image_key, load, read_image, strips, unreadable
 from kshot.core import UserError
@@ -228,7 +229,7 @@ def test_truncated_files_are_named_with_the_way_on(tmp_path: Path, name: str) ->
     [
         (b"", "it is empty"),
         (b"hello, I am a text", "no known format"),
-        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "HEIC format"),
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "HEIC.*pip install pillow-heif, or convert it to JPEG"),
         (b"\x89PNG\r\n\x1a\n", "--skip-bad"),
         (b"\xff\xd8\xff\xe0\0\x10JFIF", "--skip-bad"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "no known format"),
@@ -239,6 +240,25 @@ def test_files_that_are_no_picture(tmp_path: Path, content: bytes, message: str)
     path.write_bytes(content)
     with pytest.raises(UserError, match=rf"odd\.jpg.*{message}"):
         read_image(path)
+
+
+def test_heic_is_read_where_its_package_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Heic(ImageFile.ImageFile):
+        format = "TEST-HEIC"
+
+        def _open(self) -> None:
+            self._size, self._mode = (2, 1), "RGB"
+            self.tile = [ImageFile._Tile("raw", (0, 0, 2, 1), 16, ("RGB", 0, 1))]
+
+    def register() -> None:
+        Image.register_open(Heic.format, Heic, lambda prefix: prefix[4:12] == b"ftypheic")
+
+    monkeypatch.setitem(sys.modules, "pillow_heif", SimpleNamespace(register_heif_opener=register))
+    monkeypatch.setattr(Image, "ID", list(Image.ID))
+    monkeypatch.setattr(Image, "OPEN", dict(Image.OPEN))
+    path = tmp_path / "a.heic"
+    path.write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0" + bytes([255, 0, 0, 0, 0, 255]))
+    assert np.asarray(read_image(path)).tolist() == [[[255, 0, 0], [0, 0, 255]]]
 
 
 def test_absent_files_and_folders(tmp_path: Path) -> None:

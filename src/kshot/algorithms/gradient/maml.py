@@ -31,12 +31,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kshot.core import Episode, Learner, Spec, Split, Tree, UserError, register, task_loss
+from kshot.core import Episode, Spec, register
 from kshot.core.episode import unbind
-from kshot.engine.inner import Weights, call, replace_buffers, sgd_steps, weights_of
+from kshot.engine.inner import Inner, InnerLoop, check_rate
 from kshot.nn import native
 from kshot.nn.conv import Conv4
-from kshot.nn.norm import collecting, normalisation_of, uses_support_statistics
+from kshot.nn.norm import normalisation_of
 
 
 @register(
@@ -44,7 +44,7 @@ from kshot.nn.norm import collecting, normalisation_of, uses_support_statistics
     family="gradient",
     paper="Finn, Abbeel, Levine, Model-Agnostic Meta-Learning, ICML 2017, arXiv:1703.03400",
 )
-class MAML(Learner):
+class MAML(InnerLoop):
     """Model-agnostic meta-learning.
 
     Args:
@@ -58,11 +58,6 @@ class MAML(Learner):
         UserError: a step count or rate that makes no sense.
     """
 
-    default_normalisation = "episode"
-    kinds = ("classification", "regression")
-    any_way = False
-    label_equivariant = False
-
     def __init__(
         self,
         model: nn.Module,
@@ -72,25 +67,9 @@ class MAML(Learner):
         n_inner_steps_eval: int = 0,
         first_order: bool = False,
     ) -> None:
-        super().__init__()
-        if n_inner_steps < 1 or n_inner_steps_eval < 0:
-            raise UserError(f"expected n_inner_steps >= 1, got {n_inner_steps} (and {n_inner_steps_eval} to evaluate)")
-        if not inner_lr > 0:
-            raise UserError(f"expected inner_lr > 0, got {inner_lr}")
-        self.model = model
-        self.inner_lr = inner_lr
-        self.n_inner_steps, self.n_inner_steps_eval = n_inner_steps, n_inner_steps_eval
-        self.first_order = first_order
-
-    @property
-    def backbone(self) -> nn.Module | None:
-        """The network below its head, for pictures of the embedding; None where the model is no sequence."""
-        return self.model[:-1] if isinstance(self.model, nn.Sequential) and len(self.model) > 1 else None
-
-    @property
-    def exact_gradient(self) -> bool:
-        """False for first order: the second derivatives are missing."""
-        return not self.first_order
+        super().__init__(model, n_inner_steps, n_inner_steps_eval)
+        check_rate("inner_lr", inner_lr)
+        self.inner_lr, self.first_order = inner_lr, first_order
 
     @property
     def fused(self) -> bool:
@@ -124,21 +103,6 @@ class MAML(Learner):
         )
 
     @classmethod
-    def from_backbone(cls, backbone: nn.Module, spec: Spec, **options: Any) -> MAML:
-        """Build MAML on a backbone with a linear head.
-
-        Args:
-            backbone: maps (N, *input_shape) to (N, n_features).
-            spec: what the tasks look like.
-            **options: see the class.
-
-        Returns:
-            The learner.
-        """
-        head = nn.Linear(int(backbone.n_features), spec.n_outputs)  # pyright: ignore[reportArgumentType]
-        return cls(nn.Sequential(backbone, head), **options)
-
-    @classmethod
     def paper_options(cls, spec: Spec) -> dict[str, Any]:
         """Return the paper's settings for tasks like these.
 
@@ -154,70 +118,14 @@ class MAML(Learner):
             return {"inner_lr": 0.1, "n_inner_steps": 5, "n_inner_steps_eval": 5}
         return {"inner_lr": 0.4, "n_inner_steps": 1, "n_inner_steps_eval": 3}
 
-    def adapt(self, support: Split) -> Weights:
-        """Take the inner steps of section 2.2, theta' = theta - alpha * grad L(theta), repeated.
+    def inner(self, n_steps: int) -> Inner:
+        """Take the inner steps of section 2.2: theta' = theta - alpha * grad L(theta), repeated.
 
         Args:
-            support: x (S, ...), y (S,) int64 or (S, O).
+            n_steps: number of steps.
 
         Returns:
-            theta', the adapted weights.
+            The settings; ``InnerLoop`` does the rest: Eq. 1, the loss of theta' on the queries, differentiated through
+            the steps.
         """
-        return self.states(support)[-1]
-
-    def states(self, support: Split, n_steps: int | None = None) -> list[Weights]:
-        """List the weights after 0, 1, ..., k inner steps.
-
-        Args:
-            support: x (S, ...), y (S,) int64 or (S, O).
-            n_steps: k; by default what training, or evaluating, uses.
-
-        Returns:
-            k + 1 states.
-        """
-        if n_steps is None:
-            n_steps = self.n_inner_steps if self.training else self.n_inner_steps_eval or self.n_inner_steps
-
-        def support_loss(weights: Weights) -> tuple[Tensor, Weights]:
-            with collecting(self.model):
-                prediction, weights = call(self.model, weights, support.x)
-            return task_loss(prediction, support.y), weights
-
-        steps = sgd_steps(
-            support_loss, weights_of(self.model), lr=self.inner_lr, n_steps=n_steps, first_order=self.first_order
-        )
-        return [self._with_statistics(weights, support.x) for weights in steps]
-
-    def _with_statistics(self, weights: Weights, x: Tree) -> Weights:
-        # The last inner step saw the weights before it; inductive queries need statistics of the weights after it.
-        if not uses_support_statistics(self.model):
-            return weights
-        with collecting(self.model):
-            return call(self.model, weights, x)[1]
-
-    def predict(self, state: Weights, x: Tree) -> Tensor:
-        """Run the adapted network.
-
-        Args:
-            state: theta'.
-            x: inputs (Q, ...).
-
-        Returns:
-            Logits (Q, W), or means (Q, O).
-        """
-        return call(self.model, state, x)[0]
-
-    def outer_loss(self, episode: Episode) -> Tensor:
-        """Loss of the adapted weights on the queries, L(theta'), the term of the sum in the outer objective.
-
-        Args:
-            episode: one episode.
-
-        Returns:
-            A scalar.
-        """
-        prediction, after = call(self.model, self.adapt(episode.support), episode.query.x)
-        if self.training:
-            with torch.no_grad():
-                replace_buffers(self.model, after.buffers)
-        return task_loss(prediction, episode.query.y)
+        return Inner(self.inner_lr, n_steps, first_order=self.first_order)

@@ -34,6 +34,7 @@ from kshot.core import Episode, Learner, Split, Tree, UserError, register, task_
 from kshot.engine.inner import Weights, call, weights_of
 from kshot.nn import native
 from kshot.nn.conv import Conv4
+from kshot.nn.heads import class_means, squared_distances
 from kshot.nn.norm import collecting, uses_support_statistics
 
 DISTANCES = ("squared_euclidean", "cosine")
@@ -186,20 +187,4 @@ class ProtoNet(Learner):
     def _distance(self, z: Tensor, means: Tensor) -> Tensor:
         if self.distance == "cosine":
             return 1 - F.normalize(z, dim=-1) @ F.normalize(means, dim=-1).mT
-        # |z - c|^2 = |z|^2 - 2 z.c + |c|^2: one product in place of a (Q, W, D) difference.
-        return (z * z).sum(-1, keepdim=True) - 2 * z @ means.mT + (means * means).sum(-1).unsqueeze(-2)
-
-
-def class_means(z: Tensor, y: Tensor, ways: int) -> Tensor:
-    """Average embeddings by class: c_k = 1 / |S_k| * sum of f(x_i) over S_k (Eq. 1).
-
-    Args:
-        z: (S, D), or (T, S, D) of T tasks.
-        y: int64 (S,), or (T, S).
-        ways: W; static, so that it works under ``vmap``.
-
-    Returns:
-        (W, D), or (T, W, D).
-    """
-    member = (y.unsqueeze(-2) == torch.arange(ways, device=y.device).unsqueeze(-1)).to(z.dtype)  # (..., W, S)
-    return member @ z / member.sum(-1, keepdim=True)
+        return squared_distances(z, means)

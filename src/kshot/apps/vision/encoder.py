@@ -1,9 +1,9 @@
-"""Encoders of pictures: pretrained networks of timm, and any module or function that takes a batch of pictures."""
+"""Encoders of pictures: pretrained networks of timm, as they are or tuned to a person's own pictures."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from kshot.apps.vision.batches import encode_in_batches
 from kshot.apps.vision.load import image_key, threads
-from kshot.apps.vision.preprocess import Preprocessing, of_timm
+from kshot.apps.vision.preprocess import of_timm
 from kshot.apps.vision.simplify import simplified
 from kshot.apps.vision.weights import (
     EMBEDDED,
@@ -37,7 +37,8 @@ class ImageEncoder:
     """Pictures to vectors by a pretrained network of timm: its pooled features, before the classifier.
 
     The embedded default, EfficientNet-Lite0 trained on ImageNet, comes with the extra ``vision`` and needs no network
-    connection; it is built when it is first used. Weights are frozen, so a deep copy shares them.
+    connection; it is built when it is first used. Nothing changes the weights of an encoder once it is made, so a deep
+    copy shares them; see ``changed`` for a tuned one.
 
     Attributes:
         kind: "image".
@@ -86,13 +87,15 @@ class ImageEncoder:
         self.name = f"image:{model}"
         self.checkpoint = None if checkpoint is None else Path(checkpoint)
         self.device = choose_device(device)
-        self.batch_size = _at_least_one(batch_size, "batch_size") or _BATCH.get(self.device.type, 32)
-        self.n_threads = _at_least_one(n_threads, "n_threads")
+        self.batch_size = at_least_one(batch_size, "batch_size") or _BATCH.get(self.device.type, 32)
+        self.n_threads = at_least_one(n_threads, "n_threads")
         changes: dict[str, Any] = {} if crop == "model" else {"crop": crop, "crop_pct": 1.0}
         if crop_pct is not None:
             changes["crop_pct"] = crop_pct
         self._crop = {"crop": crop, **({} if crop_pct is None else {"crop_pct": crop_pct})}
         self._runs: nn.Module | None = None
+        self._change: dict[str, Tensor] = {}
+        self._recipe: dict[str, Any] | None = None
         if model in _EMBEDDED_NAMES and checkpoint is None:
             self.prepare = replace(EMBEDDED_PREPROCESSING, **changes)
             self.dim = EMBEDDED_DIM
@@ -101,7 +104,7 @@ class ImageEncoder:
         else:
             self._plain, config = pretrained_network(model, self.checkpoint)
             self.prepare = of_timm(config, **changes)
-            self.dim = _dim(self._plain, self._example(1))
+            self.dim = width_of(self._plain, self._example(1))
             weights = list(self._plain.state_dict().values())
         self._fingerprint = fingerprint(weights, self.prepare.settings())
 
@@ -152,18 +155,64 @@ class ImageEncoder:
         """Return what makes this encoder again.
 
         Returns:
-            JSON values: ``ImageEncoder(**settings)``.
+            JSON values, for ``restore``; without tuning ``ImageEncoder(**settings)``.
         """
         checkpoint = {} if self.checkpoint is None else {"checkpoint": str(self.checkpoint)}
-        return {"name": self.name, **checkpoint, **self._crop}
+        tuned = {} if self._recipe is None else {"finetuned": self._recipe}
+        return {"name": self.name, **checkpoint, **self._crop, **tuned}
 
     def tensors(self) -> dict[str, Tensor]:
         """Return what was learnt from a person's own data.
 
         Returns:
-            Nothing: the network is frozen.
+            Name of a parameter -> what tuning added to it; empty for a frozen encoder.
         """
-        return {}
+        return dict(self._change)
+
+    @classmethod
+    def restore(cls, settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> ImageEncoder:
+        """Make an encoder again.
+
+        Args:
+            settings: what ``settings`` returned.
+            tensors: what ``tensors`` returned.
+
+        Returns:
+            An encoder that gives the same vectors, if its fingerprint is the same.
+        """
+        plain = {name: value for name, value in settings.items() if name != "finetuned"}
+        return cls(**plain).changed(tensors, settings["finetuned"]) if tensors else cls(**plain)
+
+    def changed(self, change: Mapping[str, Tensor], recipe: Mapping[str, Any]) -> ImageEncoder:
+        """Return a copy with changed weights; this one stays as it is.
+
+        Args:
+            change: name of a parameter of ``plain_network`` -> what is added to it.
+            recipe: how the change was found, JSON values.
+
+        Returns:
+            The changed encoder.
+
+        Raises:
+            UserError: this encoder is changed already, or the change does not fit the network.
+        """
+        if self._change:
+            raise UserError("expected a frozen encoder, got one that was fine-tuned already; start from a fresh one")
+        other = copy.copy(self)
+        other._plain, other._runs = self.plain_network(), None
+        other._change = {name: t.detach().cpu().clone() for name, t in sorted(change.items())}
+        other._recipe = dict(recipe)
+        held = dict(other._plain.named_parameters())
+        for name, t in other._change.items():
+            if name not in held or held[name].shape != t.shape:
+                raise UserError(
+                    f"expected a change of {self.name}, got {name} of shape {tuple(t.shape)}; it was made for another "
+                    "model: fit again"
+                )
+            with torch.no_grad():
+                held[name].add_(t.to(held[name]))
+        other._fingerprint = fingerprint(other._change.values(), {"of": self.fingerprint, "names": list(other._change)})
+        return other
 
     def preprocessing(self) -> dict[str, Any]:
         """Return what must be done to a picture before ``network``, to be kept beside an exported file.
@@ -210,119 +259,6 @@ class ImageEncoder:
             return network(self.prepare.normalise(pixels.to(self.device)))
 
 
-class ModuleEncoder:
-    """Pictures to vectors by a module or function of one's own.
-
-    Attributes:
-        kind: "image".
-        name: what it is called in a model file.
-        dim: D, length of a vector.
-        prepare: what is done to a picture first.
-        device: where pictures are put for the function.
-    """
-
-    kind = "image"
-
-    def __init__(
-        self,
-        network: Callable[[Tensor], Tensor],
-        *,
-        name: str = "image:module",
-        version: str = "",
-        preprocessing: Preprocessing | None = None,
-        device: str = "cpu",
-        batch_size: int = 32,
-        n_threads: int | None = None,
-    ) -> None:
-        """Wrap a network.
-
-        Args:
-            network: normalised pictures (N, 3, H, W), float32 -> (N, D). A module is copied to ``device`` and put into
-                evaluation mode; the original is left as it is.
-            name: what to call it.
-            version: of a function without weights: change it whenever its results change, since vectors are cached.
-            preprocessing: what is done to a picture first; None for 224 x 224 pixels and the colours of ImageNet.
-            device: "auto" for a GPU where there is one, or a device of PyTorch.
-            batch_size: pictures at once.
-            n_threads: that read pictures; None for one to a core, at most 8.
-
-        Raises:
-            UserError: it cannot be called, or gives something other than (N, D).
-        """
-        if not callable(network):
-            raise UserError(f"expected a module or function as image encoder, got {type(network).__name__}; pass one")
-        self.name = name if name.startswith("image:") else f"image:{name}"
-        self.device = choose_device(device)
-        self.prepare = preprocessing or Preprocessing()
-        self.batch_size = _at_least_one(batch_size, "batch_size") or 32
-        self.n_threads = _at_least_one(n_threads, "n_threads") or threads()
-        self._version = version
-        weights: list[Tensor] = []
-        if isinstance(network, nn.Module):
-            network = copy.deepcopy(network).to(self.device).requires_grad_(False).eval()
-            weights = list(network.state_dict().values())
-        self._network = network
-        self.dim = _dim(network, torch.zeros((1, 3, *self.prepare.size), device=self.device))
-        self._fingerprint = fingerprint(weights, {**self.settings(), "of": _origin(network)})
-
-    @property
-    def fingerprint(self) -> str:
-        """SHA-256 over weights, name, version and preprocessing, in hexadecimal."""
-        return self._fingerprint
-
-    def key(self, example: Any) -> str:
-        """Hash the content of a picture.
-
-        Args:
-            example: a path, a picture of Pillow, an array or a tensor.
-
-        Returns:
-            SHA-256 in hexadecimal, of a file that of its bytes.
-        """
-        return image_key(example)
-
-    def encode(self, examples: Sequence[Any], on_progress: OnProgress | None = None) -> Tensor:
-        """Turn pictures into vectors.
-
-        Args:
-            examples: N pictures: paths, pictures of Pillow, arrays or tensors.
-            on_progress: told after each batch.
-
-        Returns:
-            (N, D), float32, on the CPU.
-        """
-        return encode_in_batches(
-            examples,
-            self.prepare.read,
-            self._forward,
-            dim=self.dim,
-            batch_size=self.batch_size,
-            n_threads=self.n_threads,
-            in_threads=False,
-            on_progress=on_progress,
-        )
-
-    def settings(self) -> dict[str, Any]:
-        """Return what is known of this encoder; the network itself cannot be made again of it.
-
-        Returns:
-            JSON values.
-        """
-        return {"name": self.name, "version": self._version, "preprocessing": self.prepare.settings()}
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Return what was learnt from a person's own data.
-
-        Returns:
-            Nothing: the network is frozen.
-        """
-        return {}
-
-    def _forward(self, pixels: Tensor) -> Tensor:
-        with torch.inference_mode():
-            return self._network(self.prepare.normalise(pixels.to(self.device)).contiguous())
-
-
 def choose_device(device: str) -> torch.device:
     """Find a device.
 
@@ -347,13 +283,37 @@ def choose_device(device: str) -> torch.device:
     return found
 
 
-def _at_least_one(value: int | None, what: str) -> int | None:
+def at_least_one(value: int | None, what: str) -> int | None:
+    """Check a setting.
+
+    Args:
+        value: of it, None for the default.
+        what: it is called.
+
+    Returns:
+        The value.
+
+    Raises:
+        UserError: it is below 1.
+    """
     if value is not None and value < 1:
         raise UserError(f"expected {what} of at least 1, got {value}; leave it out for the default")
     return value
 
 
-def _dim(network: Callable[[Tensor], Tensor], example: Tensor) -> int:
+def width_of(network: Callable[[Tensor], Tensor], example: Tensor) -> int:
+    """Find the length of the vectors that a network gives.
+
+    Args:
+        network: (N, 3, H, W) -> (N, D).
+        example: what it takes.
+
+    Returns:
+        D.
+
+    Raises:
+        UserError: it gives something else.
+    """
     with torch.inference_mode():
         y = network(example)
     if not isinstance(y, Tensor) or y.ndim != 2 or y.shape[0] != len(example) or not y.is_floating_point():
@@ -363,8 +323,3 @@ def _dim(network: Callable[[Tensor], Tensor], example: Tensor) -> int:
             "pool or flatten its features"
         )
     return y.shape[1]
-
-
-def _origin(network: Callable[[Tensor], Tensor]) -> str:
-    owner = type(network) if isinstance(network, nn.Module) or not hasattr(network, "__qualname__") else network
-    return f"{owner.__module__}.{owner.__qualname__}"

@@ -8,13 +8,14 @@ hundred megabytes are held at most: pictures above ``LARGE`` pixels are decoded 
 from __future__ import annotations
 
 import hashlib
+import importlib
 import os
 import struct
 import threading
 import zlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -46,6 +47,8 @@ _TURNS = {
 }
 #: Formats that Pillow reads by running another program.
 _NOT_OPENED = ("EPS",)
+#: How files of HEIC call themselves.
+_HEIC = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 #: What decoders raise on files that are damaged.
 _DAMAGED = (
     OSError,
@@ -245,15 +248,26 @@ def _open(file: BinaryIO, path: Path) -> Image.Image:
     prefix = file.read(16)
     if not prefix:
         raise _bad(path, "it is empty")
-    for register in (Image.preinit, Image.init):
+    is_heic = prefix[4:8] == b"ftyp" and prefix[8:12] in _HEIC
+    for register in (Image.preinit, Image.init, *([_register_heic] if is_heic else [])):
         register()
         for name in [n for n in Image.ID if n not in _NOT_OPENED]:
             picture = _try(name, file, prefix, path)
             if picture is not None:
                 return picture
-    if prefix[4:8] == b"ftyp" and prefix[8:12] in (b"heic", b"heix", b"mif1", b"msf1"):
-        raise _bad(path, "it is in HEIC format, which is not read here; convert it to JPEG")
+    if is_heic:
+        raise _bad(
+            path,
+            "it is a HEIC file, as telephones write them, which needs one more package: pip install pillow-heif, or "
+            "convert it to JPEG",
+        )
     raise _bad(path, "its content is of no known format")
+
+
+def _register_heic() -> None:
+    # Needed for this format alone, and read by a library that not everybody may want.
+    with suppress(ModuleNotFoundError):
+        importlib.import_module("pillow_heif").register_heif_opener()
 
 
 def _try(name: str, file: BinaryIO, prefix: bytes, path: Path) -> Image.Image | None:

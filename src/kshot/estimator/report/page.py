@@ -11,21 +11,33 @@ from kshot.estimator.report.subject import Subject, subject_of
 
 if TYPE_CHECKING:
     from kshot.estimator.classifier import FewShotClassifier
+    from kshot.estimator.regressor import FewShotRegressor
 
 
-def write_model_report(model: FewShotClassifier, path: Path | str, *, X: Any = None, y: Any = None) -> None:
+def write_model_report(
+    model: FewShotClassifier | FewShotRegressor, path: Path | str, *, X: Any = None, y: Any = None
+) -> None:
     """Write a report of what a model knows, how well, and which of its shots to look at.
 
     Args:
         model: fitted.
         path: the HTML file to write.
         X: new examples to judge in the report, such as a test set; None for none.
-        y: their labels, of the model's classes or others, which then count as of no class; None where unknown.
+        y: their labels, of the model's classes or others, which then count as of no class, or their targets; None
+            where unknown.
 
     Raises:
         UserError: the model is not fitted, an example cannot be read, or the file cannot be written.
     """
-    write_atomically(Path(path), render_subject(subject_of(model, X, y)))
+    from kshot.estimator.regressor import FewShotRegressor
+
+    if isinstance(model, FewShotRegressor):
+        from kshot.estimator.report import numbers
+
+        page = _template("numbers.html.j2").render(numbers.views(numbers.number_subject(model, X, y)))
+    else:
+        page = render_subject(subject_of(model, X, y))
+    write_atomically(Path(path), page)
 
 
 def render_subject(subject: Subject) -> str:

@@ -18,7 +18,8 @@ _CHANGED = (
     "Classes were added or removed since the model was fitted. Estimates of its accuracy went with them; fit again on "
     "all shots to have them back."
 )
-_NOUNS = {"image": "picture", "text": "text", "molecule": "molecule", "table": "row", "vector": "vector"}
+#: What an example is, by its kind.
+NOUNS = {"image": "picture", "text": "text", "molecule": "molecule", "table": "row", "vector": "vector"}
 
 
 def share(value: float) -> str:
@@ -53,6 +54,20 @@ def whole(value: float) -> str:
     return f"{100 * value:.0f}%"
 
 
+def amount(value: float, error: float) -> str:
+    """Write a number with as many digits as its error allows.
+
+    Args:
+        value: any.
+        error: to expect of such numbers.
+
+    Returns:
+        Such as "1,002,310", "0.27".
+    """
+    places = min(max(1 - math.floor(math.log10(error)), 0), 9) if error > 0 else 4
+    return f"{value:,.{places}f}".replace("-", "\N{MINUS SIGN}")
+
+
 def count(n: int, noun: str) -> str:
     """Write a number of things.
 
@@ -75,7 +90,7 @@ def noun(subject: Subject) -> str:
     Returns:
         Such as "picture".
     """
-    return _NOUNS.get(subject.kind, "example")
+    return NOUNS.get(subject.kind, "example")
 
 
 def title(subject: Subject) -> str:

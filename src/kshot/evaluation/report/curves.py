@@ -14,7 +14,7 @@ from kshot.evaluation.pictures import TaskPicture
 from kshot.evaluation.report import wording
 from kshot.evaluation.report.axes import percent, plain
 from kshot.evaluation.report.figures import Bin, Series, line_chart, regression, reliability, shared_scale
-from kshot.evaluation.scores import Curve
+from kshot.evaluation.scores import Curve, higher_is_better
 
 if TYPE_CHECKING:
     from kshot.evaluation.report.inputs import RunReport
@@ -41,11 +41,12 @@ def training(runs: Runs) -> list[View]:
         chart = line_chart(losses, x_label="outer step", y_label="loss", description="Training loss by outer step")
         caption = "Outer loss while training: mean and middle four fifths of neighbouring steps."
         charts.append({"svg": chart, "caption": caption})
-    for metric in wording.unique([run.metric for run in runs]):
+    metrics = [_metric(run) for run in runs]
+    for metric in wording.unique(metrics):
         scores = [
             Series(run.name, i, points, markers=len(points) <= 40)
             for i, run in enumerate(runs)
-            if run.metric == metric and run.history and (points := _scores_shown(run.history.validation, metric))
+            if metrics[i] == metric and run.history and (points := _scores_shown(run.history.validation, metric))
         ]
         if scores:
             name = wording.metric_name(metric) if metric else "score"
@@ -62,9 +63,14 @@ def training(runs: Runs) -> list[View]:
     return charts
 
 
+def _metric(run: RunReport) -> str | None:
+    # A run that was not tested has no headline, but what was measured for its curves tells.
+    return run.metric or (run.by_shots.metric if run.by_shots else None)
+
+
 def _scores_shown(points: Points, metric: str | None) -> Points:
     # The trainer keeps "higher is better" scores: errors come with their sign turned.
-    if metric == "mse" and points and all(y <= 0 for _, y in points):
+    if metric and not higher_is_better(metric) and points and all(y <= 0 for _, y in points):
         return [(x, -y) for x, y in points]
     return points
 

@@ -55,6 +55,7 @@ def render(inputs: ReportInput) -> str:
         "training": curves.training(runs),
         "curves": curves.score_curves(runs),
         "tasks": curves.regression_tasks(runs),
+        "sequences": samples.sequences(runs),
         "episodes": samples.episodes(runs),
         "confusions": samples.confusions(runs),
         "embeddings": samples.embeddings(runs),

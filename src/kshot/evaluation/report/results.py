@@ -53,7 +53,12 @@ def introduction(runs: Runs) -> str:
     if len(tasks) != 1 or len(counts) != 1:
         return "Each row of the table names its own tasks." if records else ""
     (n_episodes, split, seed), first = counts[0], records[0]
-    text = f"{tasks[0].capitalize()} tasks: {n_episodes:,} episodes of {split}, drawn with seed {seed}."
+    what = tasks[0].capitalize() + ("" if first.metric == "bits" else " tasks")
+    text = f"{what}: {n_episodes:,} episodes of {split}, drawn with seed {seed}."
+    if first.metric == "bits":
+        text += " The score is the cost of a sequence: the cross-entropy of every bit asked, in bits, summed."
+        best = wording.unique([r.extra.get("optimal_bits") for r in records])
+        text += f" The best possible answers cost {best[0]:.4g}." if len(best) == 1 and best[0] is not None else ""
     if first.n_way is not None:
         text += f" A learner sees {first.n_shot} example{'s' if first.n_shot > 1 else ''} of each of {first.n_way} new"
         text += (
@@ -217,7 +222,7 @@ def _facts(r: Record) -> list[tuple[str, str]]:
     machine += f", {e['threads']} thread{'s' if e['threads'] != 1 else ''}" if e.get("threads") else ""
     facts = [
         ("Data", f"{r.data}, {r.split}"),
-        ("Tasks", f"{wording.task(r)}, {r.n_query} queries, {r.n_episodes:,} episodes, seed {r.seed}"),
+        ("Tasks", f"{wording.task_and_queries(r)}, {r.n_episodes:,} episodes, seed {r.seed}"),
         ("Code", r.commit),
         ("Software", software),
         ("Machine", machine),

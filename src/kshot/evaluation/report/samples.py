@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from kshot.evaluation.pictures import Answer, Embedding, EpisodePicture
+from kshot.evaluation.pictures import Answer, Embedding, EpisodePicture, SequencePicture
 from kshot.evaluation.report.axes import percent
 from kshot.evaluation.report.figures import Cloud, scatter
+from kshot.evaluation.report.machine import machine
 from kshot.evaluation.report.tiles import tile
 from kshot.evaluation.report.wording import listing
 
@@ -70,6 +71,29 @@ def _episode(picture: EpisodePicture) -> View:
         "part": f"Shown: {listing(parts)}." if parts else "",
         "rows": rows,
     }
+
+
+def sequences(runs: Runs) -> list[View]:
+    """Picture the sampled sequences.
+
+    Args:
+        runs: all runs.
+
+    Returns:
+        For each run with sequences: their panels.
+    """
+    return [
+        {"name": run.name, "tone": i % 10, "pictures": [_sequence(p) for p in run.pictures.sequences]}
+        for i, run in enumerate(runs)
+        if run.pictures and run.pictures.sequences
+    ]
+
+
+def _sequence(p: SequencePicture) -> View:
+    each = p.cost / p.target.numel()
+    cost = f"{p.cost:,.0f}" if p.cost >= 100 else f"{p.cost:.3g}"
+    caption = f"{cost} bits for {p.target.numel():,} asked ({each:.2g} each); {p.wrong:,} answered wrong."
+    return {"title": p.title, "svg": machine(p), "caption": caption, "traced": bool(p.trace)}
 
 
 def confusions(runs: Runs) -> list[View]:

@@ -32,7 +32,13 @@ def metric_name(metric: str) -> str:
     Returns:
         Its name in words.
     """
-    return {"mse": "mean squared error"}.get(metric, metric)
+    known = {
+        "mse": "mean squared error",
+        "bits": "bits per sequence",
+        "wrong_bits": "wrong bits per sequence",
+        "excess_bits": "bits per sequence above the best possible",
+    }
+    return known.get(metric, metric)
 
 
 def number(estimate: Estimate, metric: str, *, signed: bool = False) -> tuple[str, str]:
@@ -92,8 +98,22 @@ def task(record: Record) -> str:
     Returns:
         Such as "5-way 1-shot".
     """
+    if record.metric == "bits":
+        return f"sequences of up to {record.n_shot} step{'s' if record.n_shot > 1 else ''} read, {record.n_query} asked"
     shots = f"{record.n_shot}-shot"
     return f"{shots} regression" if record.n_way is None else f"{record.n_way}-way {shots}"
+
+
+def task_and_queries(record: Record) -> str:
+    """Name the tasks of a record, and how many queries each has.
+
+    Args:
+        record: the record.
+
+    Returns:
+        Such as "5-way 1-shot, 15 queries".
+    """
+    return task(record) if record.metric == "bits" else f"{task(record)}, {record.n_query} queries"
 
 
 def listing(names: list[str]) -> str:

@@ -62,3 +62,26 @@ class Cell(nn.Module, ABC, Generic[S]):
             out, state = self(step, state)
             outputs.append(out)
         return torch.stack(outputs) if outputs else x.new_zeros(*x.shape[:-1], self.n_features), state
+
+    def can_fuse(self) -> bool:
+        """Tell whether a compiled kernel can run this very cell here.
+
+        Returns:
+            False for cells that have none.
+        """
+        return False
+
+    def fused_scan(self, x: Tensor, state: S) -> tuple[Tensor, S]:
+        """Read a batch of sequences by a compiled kernel, if ``can_fuse``.
+
+        Args:
+            x: (L, B, I).
+            state: before, of B sequences.
+
+        Returns:
+            What ``scan`` returns, differentiable once.
+
+        Raises:
+            NotImplementedError: the cell has no kernel.
+        """
+        raise NotImplementedError

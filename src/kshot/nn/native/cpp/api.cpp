@@ -1,10 +1,11 @@
 // What Python calls, through ctypes. Compiled once for each type of number, which -DKSHOT_REAL=... names.
 //
-// Trunk and Maml objects keep their memory between calls; each is for one call at a time. Functions that compute return
+// Trunk, Maml and Ntm objects keep their memory between calls; each is for one call at a time. Functions that compute return
 // 0, or 1 when memory ran out.
 #include <new>
 
 #include "maml.hpp"
+#include "ntm.hpp"
 #include "trunk.hpp"
 
 #define KSHOT_EXPORT extern "C" __attribute__((visibility("default")))
@@ -14,6 +15,7 @@ namespace {
 using Real = KSHOT_REAL;
 using Trunk = kshot::Trunk<Real>;
 using Maml = kshot::Maml<Real>;
+using Ntm = kshot::Ntm<Real>;
 
 template <class Work>
 int guarded(Work work) {
@@ -68,5 +70,34 @@ KSHOT_EXPORT int maml_run(Maml* maml, const Real* parameters, int ways, const Re
     return guarded([&] {
         maml->run(parameters, ways, {support_x, support_y, n_support}, {query_x, query_y, n_query}, n_tasks,
                   {steps, lr, second_order != 0}, losses, grad, threads);
+    });
+}
+
+KSHOT_EXPORT Ntm* ntm_new() {
+    return new (std::nothrow) Ntm;
+}
+
+KSHOT_EXPORT void ntm_delete(Ntm* ntm) {
+    delete ntm;
+}
+
+KSHOT_EXPORT int ntm_forward(Ntm* ntm, int hidden, int lstm, int reads, int writes, int slots, int width, int shifts,
+                             int steps, int sequences, const Real* sums, const Real* w_controller, const Real* w_heads,
+                             const Real* b_heads, const Real* h, const Real* c, const Real* r, const Real* w,
+                             const Real* memory, Real* features, Real* end_c, Real* end_w, Real* end_memory, int keep,
+                             int threads) {
+    return guarded([&] {
+        ntm->forward({hidden, lstm, reads, writes, slots, width, shifts}, steps, sequences, sums, w_controller, w_heads,
+                     b_heads, {h, c, r, w, memory}, features, {nullptr, end_c, nullptr, end_w, end_memory}, keep != 0,
+                     threads);
+    });
+}
+
+KSHOT_EXPORT int ntm_backward(Ntm* ntm, const Real* d_features, const Real* d_end_c, const Real* d_end_w,
+                              const Real* d_end_memory, Real* d_sums, Real* d_emitted, Real* d_h, Real* d_c, Real* d_r,
+                              Real* d_w, Real* d_memory) {
+    return guarded([&] {
+        ntm->backward(d_features, {nullptr, d_end_c, nullptr, d_end_w, d_end_memory}, d_sums, d_emitted,
+                      {d_h, d_c, d_r, d_w, d_memory});
     });
 }

@@ -1,0 +1,132 @@
+"""SNAIL: temporal convolutions gather experience, attention finds the piece of it that matters.
+
+Paper: Nikhil Mishra, Mostafa Rohaninejad, Xi Chen, Pieter Abbeel, "A Simple Neural Attentive Meta-Learner", ICLR 2018,
+arXiv:1707.03141.
+
+Idea: the support and one unlabelled query are a sequence, and a causal network of convolutions and attention completes
+its last label.
+
+======================  ==================================================
+paper                   here
+======================  ==================================================
+(x_1, y_1), ...         ``support``, joined with its targets
+(x_t, -)                a query, joined with zeros
+T = N K + 1             ``length``
+DenseBlock, TCBlock     ``kshot.nn.causal``
+AttentionBlock(K, V)    ``kshot.nn.causal.AttentionBlock``
+======================  ==================================================
+
+Differs from the paper: an episode has many queries, each of them the last step of a sequence of its own; nothing before
+depends on it, so what is made of the support is computed once for all.
+
+Checked by: tests/reference/test_snail.py (convolutions, masks and softmax of the whole sequence, query by query).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kshot.core import Spec, UserError, register
+from kshot.engine.embedding import EmbeddingLearner, Labelled
+from kshot.nn.causal import AttentionBlock, TCBlock
+from kshot.nn.memory.labelled import shown
+
+
+@register(
+    "snail",
+    family="memory",
+    paper="Mishra, Rohaninejad, Chen, Abbeel, A Simple Neural Attentive Meta-Learner, ICLR 2018, arXiv:1707.03141",
+)
+class SNAIL(EmbeddingLearner):
+    """Simple neural attentive meta-learner, as in the appendix on few-shot classification.
+
+    Args:
+        backbone: maps (N, ...) to embeddings (N, D).
+        spec: what the tasks look like.
+        length: T, the longest sequence to be seen whole: 6 in 5-way 1-shot, 26 in 5-way 5-shot, 21 in 20-way 1-shot.
+        n_filters: D of the temporal convolutions; 128 in the paper.
+        keys: sizes of the keys of the three attentions; 64, 256, 512 in the paper.
+        values: sizes of their values; 32, 128, 256 in the paper.
+
+    Raises:
+        UserError: a size is below 1, or there are not three of them.
+    """
+
+    kinds = ("classification", "regression")
+    any_way = False
+    order_matters = True
+    label_equivariant = False
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        spec: Spec,
+        *,
+        length: int = 26,
+        n_filters: int = 128,
+        keys: tuple[int, ...] = (64, 256, 512),
+        values: tuple[int, ...] = (32, 128, 256),
+    ) -> None:
+        super().__init__(backbone)
+        if len(keys) != 3 or len(values) != 3:
+            raise UserError(f"expected keys and values of three attentions, got {keys} and {values}; give three each")
+        if min(length - 1, n_filters, *keys, *values) < 1:
+            raise UserError(
+                f"expected sizes of at least 1 and a length of at least 2, got length={length}, "
+                f"n_filters={n_filters}, keys={keys}, values={values}"
+            )
+        self.spec = spec
+        width = int(getattr(backbone, "n_features", 0)) + spec.n_outputs
+        layers: list[nn.Module] = []
+        for i in range(3):
+            layers.append(AttentionBlock(width, keys[i], values[i]))
+            width += values[i]
+            if i < 2:
+                convolutions = TCBlock(width, length, n_filters)
+                layers.append(convolutions)
+                width = convolutions.n_features
+        self.body, self.head = nn.ModuleList(layers), nn.Linear(width, spec.n_outputs)
+
+    @classmethod
+    def from_backbone(cls, backbone: nn.Module, spec: Spec, **options: Any) -> SNAIL:
+        """Build the learner.
+
+        Args:
+            backbone: the network; it has an attribute ``n_features``.
+            spec: what the tasks look like.
+            **options: the method's own keyword options.
+
+        Returns:
+            The learner.
+        """
+        return cls(backbone, spec, **options)
+
+    def fit_head(self, support: Labelled) -> Tensor:
+        """Join the support with its targets.
+
+        Args:
+            support: its embedded support.
+
+        Returns:
+            The steps of the sequence before the query, (S, D + C).
+        """
+        return torch.cat([support.z, shown(support.y, self.head.out_features, support.z)], -1)
+
+    def apply_head(self, head: Tensor, z: Tensor) -> Tensor:
+        """Answer each query as the last step of a sequence.
+
+        Args:
+            head: the steps before it.
+            z: embedded queries (Q, D).
+
+        Returns:
+            Logits (Q, W), or means (Q, O).
+        """
+        support, query = head, F.pad(z, (0, self.head.out_features))
+        for layer in self.body:
+            support, query = layer(support, query)
+        return self.head(query)

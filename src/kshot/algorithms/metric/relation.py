@@ -1,0 +1,168 @@
+"""Relation Networks: the distance itself is learned, by a network that looks at a class and a query together.
+
+Paper: Flood Sung, Yongxin Yang, Li Zhang, Tao Xiang, Philip Torr, Timothy Hospedales, "Learning to Compare: Relation
+Network for Few-Shot Learning", CVPR 2018, arXiv:1711.06025.
+
+Idea: put a query's features beside those of a class, and let a small network say whether they are related.
+
+======================  ==============================================
+paper                   here
+======================  ==============================================
+f_phi                   ``backbone``
+C                       features of both, side by side
+g_phi                   ``relation``
+r_ij                    sigmoid of ``predict`` (Eq. 1)
+sum over K shots        ``fit_head``: features of a class are added up
+======================  ==============================================
+
+Differs from the paper: the relation network follows the shape of the features. Maps (C, h, w) of at least 4 x 4 (the
+backbone ``--downsample first2``) get the paper's two blocks of convolution and pooling and two linear layers, single
+vectors three linear layers. Its normalisation is the backbone's mode, but for "support", where it is by layer.
+
+Checked by: tests/reference/test_metric.py (plain loops).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kshot.core import Spec, register
+from kshot.engine.embedding import EmbeddingLearner, Labelled
+from kshot.engine.inner import call, weights_of
+from kshot.nn.conv import ConvBlock
+from kshot.nn.heads import memberships
+from kshot.nn.norm import Norm, normalisation_of
+
+
+class Relation(nn.Module):
+    """Scores pairs of feature maps or vectors.
+
+    Args:
+        shape: of one feature map (C, h, w), or (D,) of a vector.
+        n_hidden: width of the hidden layers; 8 in the paper after convolutions.
+        normalisation: see ``kshot.nn.norm``.
+    """
+
+    def __init__(self, shape: tuple[int, ...], n_hidden: int, normalisation: str) -> None:
+        super().__init__()
+        self.shape, channels = shape, shape[0]
+        if len(shape) == 3:
+            first, second = (ConvBlock(i, channels, normalisation, "pool") for i in (2 * channels, channels))
+            width = channels * (shape[1] // 4) * (shape[2] // 4)
+            self.trunk = nn.Sequential(first, second, nn.Flatten())
+        else:
+            width = channels
+            self.trunk = nn.Sequential(nn.Linear(2 * channels, width), Norm(width, normalisation), nn.ReLU())
+        self.hidden, self.out = nn.Linear(width, n_hidden), nn.Linear(n_hidden, 1)
+
+    def forward(self, pairs: Tensor) -> Tensor:
+        """Score pairs.
+
+        Args:
+            pairs: flattened features of both (P, 2, D).
+
+        Returns:
+            (P,).
+        """
+        side_by_side = pairs.reshape(-1, 2 * self.shape[0], *self.shape[1:])
+        return self.out(F.relu(self.hidden(self.trunk(side_by_side)))).squeeze(-1)
+
+
+@register(
+    "relation",
+    family="metric",
+    paper="Sung, Yang, Zhang, Xiang, Torr, Hospedales, Learning to Compare: Relation Network for Few-Shot Learning, "
+    "CVPR 2018, arXiv:1711.06025",
+)
+class RelationNet(EmbeddingLearner):
+    """Relation Networks.
+
+    Args:
+        backbone: maps (N, ...) to flattened features (N, D).
+        relation: maps pairs of flattened features (P, 2, D) to scores (P,).
+    """
+
+    def __init__(self, backbone: nn.Module, relation: nn.Module) -> None:
+        super().__init__(backbone)
+        self.relation = relation
+
+    @classmethod
+    def from_backbone(cls, backbone: nn.Module, spec: Spec, **options: Any) -> RelationNet:
+        """Build the relation network for a backbone's features.
+
+        Args:
+            backbone: the network; ``map_shape`` says the shape of its feature maps, ``n_features`` their number.
+            spec: what the tasks look like.
+            **options: see the class.
+
+        Returns:
+            The learner.
+        """
+        mode = normalisation_of(backbone)
+        mode = "layer" if mode == "support" else mode
+        shape: tuple[int, ...] = getattr(backbone, "map_shape", ())
+        if len(shape) == 3 and min(shape[1:]) >= 4:
+            return cls(backbone, Relation(shape, 8, mode), **options)
+        width = int(backbone.n_features)  # pyright: ignore[reportArgumentType]
+        return cls(backbone, Relation((width,), max(8, width // 2), mode), **options)
+
+    @property
+    def native(self) -> bool:
+        """False: the relation network keeps statistics of the pairs of each task."""
+        return False
+
+    def fit_head(self, support: Labelled) -> Tensor:
+        """Add up the features of each class.
+
+        Args:
+            support: the embedded support.
+
+        Returns:
+            (W, D).
+        """
+        return memberships(support.y, support.ways, support.z.dtype).mT @ support.z
+
+    def apply_head(self, head: Tensor, z: Tensor) -> Tensor:
+        """Score each query against each class; relation scores are the sigmoid of this.
+
+        Args:
+            head: (W, D).
+            z: (Q, D).
+
+        Returns:
+            Logits (Q, W).
+        """
+        return call(self.relation, weights_of(self.relation), pairs(head, z))[0].view(len(z), len(head))
+
+    def head_loss(self, support: Labelled, query: Labelled) -> Tensor:
+        """Mean squared error of relation scores to 1 (same class) and 0 (Eq. 2).
+
+        Args:
+            support: embedded support.
+            query: embedded queries.
+
+        Returns:
+            A scalar.
+        """
+        # Called as it is, so that its running statistics see the pairs.
+        scores = torch.sigmoid(self.relation(pairs(self.fit_head(support), query.z))).view(len(query.z), -1)
+        return F.mse_loss(scores, memberships(query.y, query.ways, scores.dtype))
+
+
+def pairs(classes: Tensor, z: Tensor) -> Tensor:
+    """Put every query beside every class.
+
+    Args:
+        classes: (W, D).
+        z: (Q, D).
+
+    Returns:
+        (Q * W, 2, D).
+    """
+    n, ways = len(z), len(classes)
+    both = torch.stack([classes.unsqueeze(0).expand(n, -1, -1), z.unsqueeze(1).expand(-1, ways, -1)], 2)
+    return both.flatten(0, 1)

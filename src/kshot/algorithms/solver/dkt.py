@@ -1,0 +1,175 @@
+"""Deep kernel transfer: a Gaussian process on a task's embeddings, its kernel and embedding shared by all tasks.
+
+Paper: Massimiliano Patacchiola, Jack Turner, Elliot Crowley, Michael O'Boyle, Amos Storkey, "Bayesian Meta-Learning for
+the Few-Shot Setting via Deep Kernels", NeurIPS 2020, arXiv:1910.05199.
+
+Idea: no inner loop: what is learned is the marginal likelihood of whole tasks, and a new task is conditioned on.
+
+======================  ==============================================
+paper                   here
+======================  ==============================================
+F_phi                   ``backbone``
+k(x, x' | theta, phi)   ``kernel`` of the embeddings; theta is ``log_variance``, ``log_length``, ``mean``
+sigma^2                 ``exp(log_noise)``
+P(T^y | T^x)            marginal likelihood of support and queries together: the outer loss (Eq. 3)
+E[f*], cov(f*)          ``predict``, ``predictive`` (Eq. 6)
+======================  ==============================================
+
+Differs from the paper: in classification all classes share one set of kernel parameters, where the authors' code has
+one for each place of a class; so the names of the classes do not matter. The loss is divided by the number of examples.
+
+Checked by: tests/reference/test_solvers.py (densities of SciPy's multivariate normal; conditioning by block inverses).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from kshot.core import Spec, Tree, UserError, register
+from kshot.engine.embedding import EmbeddingLearner, Labelled, TaskHead, embed_queries
+from kshot.nn.heads import memberships, squared_distances, unit
+
+KERNELS = ("cosine", "linear", "rbf")
+
+
+class Conditioned(NamedTuple):
+    """A Gaussian process that has seen a support.
+
+    Attributes:
+        z: embedded support (S, D).
+        factor: Cholesky factor of the covariance of its targets (S, S).
+        weights: that covariance's inverse times the centred targets (S, O).
+    """
+
+    z: Tensor
+    factor: Tensor
+    weights: Tensor
+
+
+@register(
+    "dkt",
+    family="solver",
+    paper="Patacchiola, Turner, Crowley, O'Boyle, Storkey, Bayesian Meta-Learning for the Few-Shot Setting via Deep "
+    "Kernels, NeurIPS 2020, arXiv:1910.05199",
+)
+class DKT(EmbeddingLearner):
+    """Deep kernel transfer; classification is regression on +1 and -1, one class against the rest.
+
+    Args:
+        backbone: maps (N, ...) to embeddings (N, D).
+        kernel: "cosine" (the paper's best in classification), "linear" or "rbf" (in regression).
+
+    Raises:
+        UserError: unknown kernel.
+    """
+
+    kinds = ("classification", "regression")
+
+    def __init__(self, backbone: nn.Module, *, kernel: Literal["cosine", "linear", "rbf"] = "cosine") -> None:
+        super().__init__(backbone)
+        if kernel not in KERNELS:
+            raise UserError(f"kernel must be one of {', '.join(KERNELS)}, got {kernel!r}; choose one")
+        self.kernel = kernel
+        self.log_variance, self.mean = nn.Parameter(torch.zeros(())), nn.Parameter(torch.zeros(()))
+        self.log_noise = nn.Parameter(torch.tensor(math.log(0.1)))
+        if kernel == "rbf":
+            self.log_length = nn.Parameter(torch.zeros(()))
+
+    @classmethod
+    def paper_options(cls, spec: Spec) -> dict[str, Any]:
+        """Return the paper's kernels.
+
+        Args:
+            spec: what the tasks look like.
+
+        Returns:
+            "rbf" for regression.
+        """
+        return {"kernel": "rbf"} if spec.kind == "regression" else {}
+
+    def covariance(self, a: Tensor, b: Tensor) -> Tensor:
+        """Covariance of the function's values at two sets of embeddings.
+
+        Args:
+            a: (N, D).
+            b: (M, D).
+
+        Returns:
+            (N, M).
+        """
+        if self.kernel == "cosine":
+            return self.log_variance.exp() * (unit(a) @ unit(b).mT)
+        if self.kernel == "linear":
+            return self.log_variance.exp() * (a @ b.mT)
+        return (self.log_variance - squared_distances(a, b) / 2 * torch.exp(-2 * self.log_length)).exp()
+
+    def fit_head(self, support: Labelled) -> Conditioned:
+        """Condition on the support.
+
+        Args:
+            support: the embedded support.
+
+        Returns:
+            What predictions need.
+        """
+        factor = self._factor(support.z)
+        return Conditioned(support.z, factor, torch.cholesky_solve(self._targets(support), factor))
+
+    def apply_head(self, head: Conditioned, z: Tensor) -> Tensor:
+        """Return the predictive mean (Eq. 6).
+
+        Args:
+            head: from ``fit_head``.
+            z: (Q, D).
+
+        Returns:
+            Margins (Q, W) as logits, or means (Q, O).
+        """
+        return self.covariance(z, head.z) @ head.weights + self.mean
+
+    def predictive(self, state: TaskHead, x: Tree) -> tuple[Tensor, Tensor]:
+        """Answer queries with a variance (Eq. 6).
+
+        Args:
+            state: from ``adapt``.
+            x: inputs (Q, ...).
+
+        Returns:
+            Means (Q, W) or (Q, O), and (Q,) variances of a new observation, the noise included: they depend on the
+            inputs alone and so are the same for all outputs.
+        """
+        z, head = embed_queries(self.backbone, state.buffers, x), state.head
+        half = torch.linalg.solve_triangular(head.factor, self.covariance(head.z, z), upper=False)
+        prior = torch.stack([self.covariance(one, one).squeeze() for one in z.unsqueeze(1).unbind(0)])
+        return self.apply_head(head, z), prior - (half * half).sum(0) + self.log_noise.exp()
+
+    def head_loss(self, support: Labelled, query: Labelled) -> Tensor:
+        """Minus the log marginal likelihood of support and queries together, for each example (Eq. 3).
+
+        Args:
+            support: embedded support.
+            query: embedded queries.
+
+        Returns:
+            A scalar.
+        """
+        whole = Labelled(torch.cat([support.z, query.z]), torch.cat([support.y, query.y]), support.ways)
+        targets, factor = self._targets(whole), self._factor(whole.z)
+        fit = torch.linalg.solve_triangular(factor, targets, upper=False).square().sum()
+        n, n_outputs = targets.shape
+        volume = 2 * factor.diagonal().log().sum() + n * math.log(2 * math.pi)
+        return (fit + n_outputs * volume) / (2 * n)
+
+    def _targets(self, examples: Labelled) -> Tensor:
+        y = examples.y if not examples.ways else 2 * memberships(examples.y, examples.ways, examples.z.dtype) - 1
+        return y - self.mean
+
+    def _factor(self, z: Tensor) -> Tensor:
+        eye = torch.eye(len(z), dtype=z.dtype, device=z.device)
+        # Noise that was learned away would leave equal examples singular.
+        noise = self.log_noise.exp() + 10 * torch.finfo(z.dtype).eps * self.log_variance.exp()
+        return torch.linalg.cholesky_ex(self.covariance(z, z) + noise * eye).L

@@ -1,0 +1,95 @@
+"""BD-CSPN: prototypes are moved to where support and confident queries lie together.
+
+Paper: Jinlu Liu, Liang Song, Yongqiang Qin, "Prototype Rectification for Few-Shot Learning", ECCV 2020,
+arXiv:1911.10713.
+
+Idea: diminish two biases of a mean of few examples: between support and queries, by a shift, and within a class, by
+pseudo-labelled queries that join the mean.
+
+======================  ==============================================
+paper                   here
+======================  ==============================================
+F_theta                 ``backbone``, with cosines to prototypes (CSPN)
+xi                      mean of the support minus mean of the queries, added to the queries (Eq. 8)
+P_n, P'_n               prototype, rectified prototype (Eq. 5 and 6)
+Z                       ``n_confident``
+tau, epsilon            ``scale``: factor of the cosines, in answers and in weights
+======================  ==============================================
+
+Differs from the paper: while training, the classifier of all training classes is linear. A class that no query is
+assigned to keeps its own prototype. All queries that are assigned count if there are fewer than Z.
+
+Checked by: tests/reference/test_transductive.py (plain loops).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from kshot.core import UserError, register
+from kshot.engine.embedding import Labelled, PretrainedLearner
+from kshot.nn.heads import class_means, memberships, rectified_means, unit
+
+
+@register(
+    "bd_cspn",
+    family="transductive",
+    paper="Liu, Song, Qin, Prototype Rectification for Few-Shot Learning, ECCV 2020, arXiv:1911.10713",
+)
+class BDCSPN(PretrainedLearner):
+    """Bias-diminishing cosine prototypes.
+
+    Args:
+        backbone: maps (N, ...) to embeddings (N, D).
+        classifier: maps embeddings to logits of the training classes; None on embeddings that come from elsewhere.
+        n_confident: Z, most confident queries of each class that join its prototype; 8 in the paper.
+        scale: factor of cosines; 10 in the paper.
+
+    Raises:
+        UserError: a number that makes no sense.
+    """
+
+    def __init__(
+        self, backbone: nn.Module, classifier: nn.Module | None = None, *, n_confident: int = 8, scale: float = 10.0
+    ) -> None:
+        super().__init__(backbone, classifier)
+        if n_confident < 1 or not scale > 0:
+            raise UserError(f"expected n_confident >= 1 and scale > 0, got {n_confident} and {scale}; change them")
+        self.n_confident, self.scale = n_confident, scale
+
+    @property
+    def transductive(self) -> bool:
+        """True: queries move the prototypes."""
+        return True
+
+    def fit_head(self, support: Labelled) -> dict[str, Tensor]:
+        """Keep the support.
+
+        Args:
+            support: the embedded support.
+
+        Returns:
+            ``z`` (S, D), ``labels`` (S, W) and ``means`` (W, D).
+        """
+        labels = memberships(support.y, support.ways, support.z.dtype)
+        return {"z": support.z, "labels": labels, "means": class_means(support.z, support.y, support.ways)}
+
+    def apply_head(self, head: dict[str, Tensor], z: Tensor) -> Tensor:
+        """Shift the queries, rectify the prototypes, and return cosines.
+
+        Args:
+            head: from ``fit_head``.
+            z: all queries (Q, D).
+
+        Returns:
+            Logits (Q, W).
+        """
+        z = z + head["z"].mean(0) - z.mean(0)  # Eq. 8
+        cosines = unit(z) @ unit(head["means"]).mT
+        assigned = memberships(cosines.argmax(-1), cosines.shape[-1], z.dtype)
+        least = (cosines - 4 * (1 - assigned)).topk(min(self.n_confident, len(z)), 0).values[-1]
+        confident = assigned * (cosines >= least)
+        both = torch.cat([head["labels"], confident])
+        means = rectified_means(torch.cat([head["z"], z]), both, head["means"], self.scale)
+        return self.scale * unit(z) @ unit(means).mT

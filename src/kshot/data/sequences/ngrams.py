@@ -1,0 +1,137 @@
+"""Dynamic n-grams: predict the bits of a new random source. Neural Turing Machines, arXiv:1410.5401, section 4.4.
+
+For every sequence a table of 32 probabilities is drawn from Beta(1/2, 1/2): that the next bit is one, for each value of
+the five bits before it. From it 200 bits are drawn, the first five of them fair coins. Each bit is asked, and shown at
+the step after.
+
+=============  ==============  ================
+steps          channel 0       asked
+=============  ==============  ================
+1, read        0
+1, asked       0               the first bit
+199, asked     the last bit    the next bit
+=============  ==============  ================
+
+The best that anyone can do who does not know the table is ``optimal_probabilities`` (the paper's Eq. 10): after N1 ones
+and N0 zeros behind the same five bits, the next is one with probability (N1 + 1/2) / (N1 + N0 + 1).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from kshot.core import Episode, Spec, Tree
+from kshot.data.sequences.source import SequenceSource, at_least, random_bits
+
+
+class NGrams(SequenceSource):
+    """Bits of random n-gram tables. A plan is a dict of ``bits`` (T, L).
+
+    Args:
+        n_steps: L, bits of a sequence.
+        n_context: bits on which the next one depends, one less than n.
+    """
+
+    name = "ngrams"
+
+    def __init__(self, *, n_steps: int = 200, n_context: int = 5) -> None:
+        super().__init__(one_length=True)
+        self.n_context = at_least("n_context", n_context)
+        self.n_steps = at_least("n_steps", n_steps)
+        self.n_shot, self.n_query = 1, n_steps
+        self.spec = Spec("sequence", (1,), 1)
+
+    def draw(self, n_tasks: int, generator: torch.Generator) -> dict[str, Tensor]:
+        """Draw tables, and bits from them.
+
+        Args:
+            n_tasks: T.
+            generator: a CPU generator.
+
+        Returns:
+            The plan.
+        """
+        # The square of the sine of a uniform angle has the distribution Beta(1/2, 1/2).
+        angle = torch.rand(n_tasks, 2**self.n_context, generator=generator, dtype=torch.float64) * (torch.pi / 2)
+        table = angle.sin().square()
+        bits = random_bits(n_tasks, self.n_steps, generator=generator)
+        chance = torch.rand(n_tasks, self.n_steps, generator=generator, dtype=torch.float64)
+        for i in range(self.n_context, self.n_steps):
+            context = contexts(bits[:, i - self.n_context : i], self.n_context)
+            bits[:, i] = chance[:, i] < table.gather(1, context[:, -1:])[:, 0]
+        return {"bits": bits}
+
+    def episodes(self, plan: Tree) -> Episode:
+        """Lay out the sequences of a plan.
+
+        Args:
+            plan: from ``plan``, or a slice of it along the task axis.
+
+        Returns:
+            Episodes of S = 1 step read and Q = L asked, I = O = 1.
+        """
+        bits = plan["bits"]
+        before = torch.cat([torch.zeros_like(bits[:, :1]), bits[:, :-1]], 1)
+        return self.made(torch.zeros(len(bits), 1, 1), before[..., None], bits[..., None])
+
+    def optimal(self, episodes: Episode) -> Tensor:
+        """Answer as well as anyone can who does not know the tables.
+
+        Args:
+            episodes: T sequences.
+
+        Returns:
+            Logits (T, L, 1).
+        """
+        p = optimal_probabilities(episodes.query.y[..., 0], self.n_context)
+        return torch.logit(p)[..., None]
+
+
+def contexts(bits: Tensor, n_context: int) -> Tensor:
+    """Number the values of the bits before each place.
+
+    Args:
+        bits: (T, L) of zeros and ones.
+        n_context: C, how many bits count.
+
+    Returns:
+        int64 (T, L - C + 1) of 0..2^C - 1: the first is that of the bits 0..C-1, which stand before bit C.
+    """
+    weights = 2 ** torch.arange(n_context, device=bits.device)
+    return (bits.long().unfold(1, n_context, 1) * weights).sum(-1)
+
+
+def optimal_probabilities(bits: Tensor, n_context: int = 5) -> Tensor:
+    """Predict each bit as well as the bits before it allow, by the mean of the posterior over the table.
+
+    Args:
+        bits: (T, L) of zeros and ones.
+        n_context: C, bits on which the next one depends.
+
+    Returns:
+        float64 (T, L): the probability that each bit is one, a half for the first C. Takes T L^2 numbers.
+    """
+    n_tasks, length = bits.shape
+    found = torch.full((n_tasks, length), 0.5, dtype=torch.float64, device=bits.device)
+    if length <= n_context:
+        return found
+    context, following = contexts(bits[:, :-1], n_context), bits[:, n_context:].double()
+    seen = (context[:, :, None] == context[:, None, :]).double().tril(-1)  # the same bits, earlier
+    ones = (seen * following[:, None, :]).sum(-1)
+    found[:, n_context:] = (ones + 0.5) / (seen.sum(-1) + 1)
+    return found
+
+
+def ngrams_tasks(split: str, *, n_steps: int = 200, n_context: int = 5) -> NGrams:
+    """Make bits of random n-gram tables: the ``tasks`` of "ngrams".
+
+    Args:
+        split: every one is a stream of the same distribution.
+        n_steps: bits of a sequence.
+        n_context: bits on which the next one depends.
+
+    Returns:
+        The task source.
+    """
+    return NGrams(n_steps=n_steps, n_context=n_context)

@@ -1,0 +1,78 @@
+"""Settings of the outer loop."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from kshot.core import UserError
+from kshot.engine.batch import KINDS
+from kshot.engine.outer import OPTIMISERS, rate_factor
+
+CHOICES = {"optimiser": OPTIMISERS, "batching": ("auto", *KINDS), "compile": ("auto", "on", "off")}
+NOT_NEGATIVE = ("weight_decay", "momentum", "warmup", "clip_norm", "clip_value", "chunk", "validate_every", "patience")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Settings of the outer loop.
+
+    Attributes:
+        steps: outer steps.
+        optimiser: adam, adamw, sgd or rmsprop (see ``kshot.engine.rmsprop``).
+        outer_lr: outer learning rate (beta in MAML); 0.001 with adam is what MAML and ProtoNet use.
+        weight_decay: weight decay of the outer optimiser.
+        momentum: Nesterov momentum of sgd, plain momentum of rmsprop.
+        schedule: constant, step or cosine.
+        lr_every: steps between two decays of the step schedule; 2000 in ProtoNet.
+        lr_gamma: factor of the step schedule; 0.5 in ProtoNet.
+        warmup: steps of linear rise of the outer learning rate.
+        clip_norm: bound on the norm of the outer gradient; 0 for none.
+        clip_value: bound on each entry of the outer gradient, before that on the norm; 0 for none, 10 in the paper of
+            Neural Turing Machines.
+        accumulate: batches of tasks whose gradients make one outer step.
+        batching: auto (measured), loop, vmap, native or fused.
+        chunk: at most so many tasks at once under vmap or native; 0 for all.
+        recompute: run inner steps a second time on the way back: less memory, more time; auto decides by itself.
+        compile: off, on, or auto (where it pays for the time it takes).
+        validate_every: steps between validations; 0 for none.
+        patience: validations without a new best after which training stops; 0 for never.
+        checkpoint_every: steps between checkpoints.
+        log_every: steps between rows of metrics.csv.
+        seed: of the initial weights and of the training episodes.
+        deterministic: same device, same bits: no choice is left to a clock, and only deterministic kernels run.
+    """
+
+    steps: int = 1000
+    optimiser: str = "adam"
+    outer_lr: float = 1e-3
+    weight_decay: float = 0.0
+    momentum: float = 0.9
+    schedule: str = "constant"
+    lr_every: int = 0
+    lr_gamma: float = 0.5
+    warmup: int = 0
+    clip_norm: float = 0.0
+    clip_value: float = 0.0
+    accumulate: int = 1
+    batching: str = "auto"
+    chunk: int = 0
+    recompute: bool = False
+    compile: str = "off"
+    validate_every: int = 500
+    patience: int = 0
+    checkpoint_every: int = 500
+    log_every: int = 10
+    seed: int = 0
+    deterministic: bool = False
+
+    def __post_init__(self) -> None:
+        for name, least in (("steps", 1), ("accumulate", 1), ("checkpoint_every", 1), ("log_every", 1)):
+            if getattr(self, name) < least:
+                raise UserError(f"expected {name} >= {least}, got {getattr(self, name)}")
+        for name in NOT_NEGATIVE:
+            if not getattr(self, name) >= 0:
+                raise UserError(f"expected {name} >= 0, got {getattr(self, name)}")
+        for name, known in CHOICES.items():
+            if getattr(self, name) not in known:
+                raise UserError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
+        rate_factor(0, self.steps, self.schedule, every=self.lr_every)

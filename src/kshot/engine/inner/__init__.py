@@ -1,0 +1,52 @@
+"""The inner loop: steps on a task's support set as a pure function of parameters and buffers.
+
+``weights`` takes tensors out of a network and runs it with others; ``steps`` descends; ``rules`` are its optimisers;
+``recompute`` trades time for memory; ``learner`` is what methods that adapt by gradient steps share.
+"""
+
+from kshot.engine.inner.learner import InnerLoop, check_rate, first_divergence
+from kshot.engine.inner.recompute import recomputing, unroll
+from kshot.engine.inner.rules import Rates, Rule, adam, clipped, momentum, preconditioned, sgd
+from kshot.engine.inner.steps import Inner, InnerDivergence, gradient, matching, sgd_steps, unrolled, watching
+from kshot.engine.inner.weights import (
+    Named,
+    OtherPathWarning,
+    Weights,
+    call,
+    known,
+    replace_buffers,
+    twice_differentiable,
+    weights_of,
+    writes_in_place,
+)
+
+__all__ = [
+    "Inner",
+    "InnerDivergence",
+    "InnerLoop",
+    "Named",
+    "OtherPathWarning",
+    "Rates",
+    "Rule",
+    "Weights",
+    "adam",
+    "call",
+    "check_rate",
+    "clipped",
+    "first_divergence",
+    "gradient",
+    "known",
+    "matching",
+    "momentum",
+    "preconditioned",
+    "recomputing",
+    "replace_buffers",
+    "sgd",
+    "sgd_steps",
+    "twice_differentiable",
+    "unroll",
+    "unrolled",
+    "watching",
+    "weights_of",
+    "writes_in_place",
+]

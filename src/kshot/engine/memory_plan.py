@@ -1,0 +1,252 @@
+"""Plan the memory of the outer gradient before it is taken: rehearse it on tensors without contents, add up what lives.
+
+Second order keeps what every inner step computed until the outer gradient has come back through it; how much that is
+depends on parameters, activations, steps and tasks, and no formula knows every network. So one and two tasks are run on
+PyTorch's fake tensors, which have shapes and no memory, and every storage is counted from its birth to its death; more
+tasks at once add what the second one added. Left out are the scratch buffers of kernels.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from kshot.core import Episode, Learner, UserError, tree_map
+from kshot.core.episode import n_tasks, select
+from kshot.engine.batch import Batching, OuterStep
+from kshot.engine.inner import InnerLoop, writes_in_place
+
+#: Share of the free memory that a plan may fill.
+SHARE = 0.8
+
+
+class Need(NamedTuple):
+    """Bytes that an outer gradient takes beside the parameters and the episodes.
+
+    Attributes:
+        fixed: however few the tasks.
+        per_task: for each task that is run at once.
+    """
+
+    fixed: int
+    per_task: int
+
+    def of(self, n: int) -> int:
+        """Return the bytes of n tasks at once."""
+        return self.fixed + n * self.per_task
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How to batch within a budget.
+
+    Attributes:
+        batching: the choice.
+        predicted: its peak in bytes.
+        budget: what was free to use, in bytes.
+    """
+
+    batching: Batching
+    predicted: int
+    budget: int
+
+
+def predict(learner: Learner, episodes: Episode, batching: Batching) -> Need:
+    """Predict the memory of an outer gradient, without taking any.
+
+    Args:
+        learner: the method; it is not changed.
+        episodes: a batch as training will see it; its shapes count.
+        batching: how; ``chunk`` is of no concern, for what is asked is the memory of each task.
+
+    Returns:
+        The bytes. For a loop, whose tasks come one after the other, all of it is ``fixed``.
+    """
+    if batching.kind == "loop":
+        # From the third task on, the sums of those before lie beside the one at work.
+        return Need(_rehearsed(learner, select(episodes, slice(0, 3)), batching), 0)
+    one = _rehearsed(learner, select(episodes, slice(0, 1)), batching)
+    if n_tasks(episodes) == 1:
+        return Need(0, one)
+    two = _rehearsed(learner, select(episodes, slice(0, 2)), batching)
+    return Need(max(2 * one - two, 0), two - one)
+
+
+def _rehearsed(learner: Learner, episodes: Episode, batching: Batching) -> int:
+    plain = replace(batching, chunk=0, compiled=False)
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        splits = (s._replace(x=tree_map(mode.from_tensor, s.x), y=mode.from_tensor(s.y)) for s in episodes)
+        fake = Episode(*splits)
+        with measured() as peak:
+            OuterStep(learner, plain)(fake)
+    return peak()
+
+
+@contextmanager
+def measured() -> Iterator[Callable[[], int]]:
+    """Count the bytes of the tensors that live while open, those that were there before left out.
+
+    Yields:
+        A function that gives the peak so far.
+    """
+    ledger = _Ledger()
+    with ledger:
+        yield lambda: ledger.peak
+
+
+class _Ledger(TorchDispatchMode):
+    """Writes down every storage that an operation makes, and strikes it out when nobody holds it any longer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self.known: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = {id(t.untyped_storage()) for t in _tensors((args, kwargs or {}))}
+        out = func(*args, **(kwargs or {}))
+        for t in _tensors(out):
+            storage = t.untyped_storage()
+            if id(storage) not in self.known and id(storage) not in given:
+                self._enter(storage)
+        return out
+
+    def _enter(self, storage: torch.UntypedStorage) -> None:
+        size, name = storage.nbytes(), id(storage)
+        self.known.add(name)
+        self.now += size
+        self.peak = max(self.peak, self.now)
+
+        def leave() -> None:
+            self.now -= size
+            self.known.discard(name)
+
+        weakref.finalize(storage, leave).atexit = False
+
+
+def _tensors(tree: Any) -> list[Tensor]:
+    return [t for t in tree_leaves(tree) if isinstance(t, Tensor)]
+
+
+def plan(
+    learner: Learner,
+    episodes: Episode,
+    *,
+    kind: str = "vmap",
+    budget: int | None = None,
+) -> Plan:
+    """Choose the fastest way to batch that fits into memory.
+
+    All tasks at once; else as many as fit; else one after the other; else, in the same order, with inner steps
+    recomputed, which takes about half as long again.
+
+    Args:
+        learner: the method.
+        episodes: a batch as training will see it.
+        kind: "vmap", or "loop" for one task after the other in any case.
+        budget: bytes that may be used; ``SHARE`` of what is free on the device if None.
+
+    Returns:
+        The plan.
+
+    Raises:
+        UserError: one task alone, with its steps recomputed, does not fit; the message says what would help.
+    """
+    budget = int(SHARE * free_memory(episodes.support.y.device)) if budget is None else budget
+    sums = 16 * sum(p.numel() for p in learner.parameters())  # of chunks, in float64, and the new ones beside them
+    mapped = kind == "vmap" and n_tasks(episodes) > 1 and not writes_in_place(learner)
+    for recompute in (False, True):
+        if mapped:
+            need = predict(learner, episodes, Batching("vmap", recompute=recompute))
+            if need.of(n_tasks(episodes)) <= budget:
+                return Plan(Batching("vmap", recompute=recompute), need.of(n_tasks(episodes)), budget)
+            chunk = _most(need, budget - sums, n_tasks(episodes))
+            if chunk > 1:
+                return Plan(Batching("vmap", chunk, recompute=recompute), need.of(chunk) + sums, budget)
+        alone = predict(learner, episodes, Batching("loop", recompute=recompute)).of(1)
+        if alone <= budget:
+            return Plan(Batching("loop", recompute=recompute), alone, budget)
+    raise UserError(_refusal(learner, episodes, alone, budget))
+
+
+def within(found: list[Batching], learner: Learner, episodes: Episode | Sequence[Episode]) -> list[Batching]:
+    """Leave out the ways to batch that would not fit into memory.
+
+    Args:
+        found: the ways.
+        learner: the method; only those with an inner loop of the engine's are planned for.
+        episodes: a batch as training will see it.
+
+    Returns:
+        All of them where there is room; else the planned one, and the compiled kernel, which keeps little.
+    """
+    if not (isinstance(learner, InnerLoop) and isinstance(episodes, Episode)):
+        return found
+    alone = _rehearsed(learner, select(episodes, slice(0, 1)), Batching("loop"))
+    if alone * n_tasks(episodes) <= SHARE * free_memory(episodes.support.y.device):
+        return found
+    fused = [b for b in found if b.kind == "fused"]
+    return fused or [plan(learner, episodes).batching]
+
+
+def _most(need: Need, budget: int, n: int) -> int:
+    return next((chunk for chunk in range(n, 0, -1) if need.of(chunk) <= budget), 0)
+
+
+def _refusal(learner: Learner, episodes: Episode, alone: int, budget: int) -> str:
+    ways = ["fewer inner steps", "smaller inputs or fewer examples", "imaml, whose memory does not grow with the steps"]
+    if hasattr(learner, "first_order") and learner.exact_gradient:
+        cheap = copy.deepcopy(learner)
+        cheap.first_order = True  # pyright: ignore[reportArgumentType]
+        least = predict(cheap, episodes, Batching("loop")).of(1)
+        ways.insert(0, f"first_order=True, which needs {in_words(least)}")
+    return (
+        f"expected one task to fit into {in_words(budget)} of memory; {type(learner).__name__} needs "
+        f"{in_words(alone)} for one, even with its inner steps recomputed. What helps: {'; '.join(ways)}"
+    )
+
+
+def in_words(n_bytes: float) -> str:
+    """Say a number of bytes.
+
+    Args:
+        n_bytes: the number.
+
+    Returns:
+        Such as "1.5 GiB".
+    """
+    for unit in ("bytes", "KiB", "MiB"):
+        if n_bytes < 1024:
+            return f"{n_bytes:.3g} {unit}"
+        n_bytes /= 1024
+    return f"{n_bytes:.3g} GiB"
+
+
+def free_memory(device: torch.device) -> int:
+    """Find how much memory is free.
+
+    Args:
+        device: of the tensors.
+
+    Returns:
+        Bytes.
+    """
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        with open("/proc/meminfo", encoding="ascii") as lines:
+            named = dict(line.split(":") for line in lines)
+        return int(named["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError, ValueError):  # not Linux: what the machine has
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -1,0 +1,91 @@
+"""Measures the rows of a recipe: tests of a trained run, and what its training itself tells."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from kshot.evaluation.history import read_history
+from kshot.evaluation.record import Record
+from kshot.evaluation.statistics import mean_ci95
+from kshot.experiment.recipes.recipe import Row
+from kshot.experiment.run import evaluate_run, run_config
+
+
+@dataclass(frozen=True)
+class Milestone:
+    """How many tasks a training had seen when its validation first fell below a bound.
+
+    Attributes:
+        below: the bound.
+        mean: the number; infinite where it never did.
+        metric: "sequences".
+        ci95: 0, for there is one number.
+        n_episodes: validations that there were.
+        every: tasks between two validations, which is how finely it is known.
+        normalisation: nothing.
+        transductive: False.
+    """
+
+    below: float
+    mean: float
+    n_episodes: int
+    every: float
+    metric: str = "sequences"
+    ci95: float = 0.0
+    normalisation: str = "none"
+    transductive: bool = False
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the milestone as a JSON object.
+
+        Returns:
+            A new dict; ``mean`` is None where the bound was never met.
+        """
+        return {**asdict(self), "mean": self.mean if math.isfinite(self.mean) else None}
+
+
+def measure(row: Row, run: Path, root: Path | None) -> Record | Milestone:
+    """Measure one row of one training.
+
+    Args:
+        row: what is asked.
+        run: the run folder.
+        root: the data root.
+
+    Returns:
+        The record of a test; or, for a row "until" a bound, when its validation met it. Of a row with "excess" the
+        number is what it costs more than the best possible answers, each sequence beside itself.
+    """
+    test = dict(row.test)
+    steps, until, excess = (test.pop(name, None) for name in ("steps", "until", "excess"))
+    if until is not None:
+        return milestone(run, until)
+    options = {"n_inner_steps_eval": steps} if steps else None
+    _, _, scores, record = evaluate_run(run, options=options, root=root, **test)
+    if not excess:
+        return record
+    over = scores.per_episode[scores.metric] - scores.per_episode[f"optimal_{scores.metric}"]
+    found = mean_ci95(over)
+    kept = {k: v for k, v in record.extra.items() if k != "per_episode"} | {scores.metric: record.mean}
+    return replace(record, metric=f"excess_{scores.metric}", mean=found.mean, ci95=found.ci95, extra=kept)
+
+
+def milestone(run: Path, below: float) -> Milestone:
+    """Find when the validation of a run first fell below a bound.
+
+    Args:
+        run: the run folder.
+        below: the bound, of an error or cost.
+
+    Returns:
+        The number of tasks, as finely as the run was validated.
+    """
+    config = run_config(run)
+    tasks = config.task.n_tasks * config.train.accumulate
+    # The trainer keeps costs with their sign turned.
+    costs = [(step, -value) for step, value in read_history(run / "metrics.csv").validation]
+    reached = [step * tasks for step, cost in costs if cost < below]
+    return Milestone(below, min(reached, default=math.inf), len(costs), config.train.validate_every * tasks)

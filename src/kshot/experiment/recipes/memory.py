@@ -1,0 +1,157 @@
+"""Recipes of methods with a memory: the tasks of Neural Turing Machines, with the settings of its tables 1 to 3."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from kshot.engine.config import TrainConfig
+from kshot.experiment.config import EvalConfig, RunConfig, TaskConfig
+from kshot.experiment.recipes.recipe import Recipe, Row
+
+_NTM = "Graves, Wayne, Danihelka, 2014, arXiv:1410.5401"
+_PROTOCOL = (
+    "One pass over fresh sequences, RMSProp with momentum 0.9, every entry of the gradient within ±10 (of a mean over "
+    "bits, where the paper's loss is a sum). The weights of the best validation are tested. Published are curves only, "
+    "but for what is quoted."
+)
+
+
+class _Task(NamedTuple):
+    """One task: how long it trains, how often it validates, and what is asked of a Neural Turing Machine.
+
+    Attributes:
+        title: as the rows name it.
+        steps: outer steps.
+        validate_every: steps between validations.
+        rows: what is tested.
+        protocol: what is special about it.
+    """
+
+    title: str
+    steps: int
+    validate_every: int
+    rows: tuple[Row, ...]
+    protocol: str = ""
+
+
+def _sized(name: str, least: float | None = None, *, n: int = 100, published: float | None = None, **size: int) -> Row:
+    source = f"{_NTM}, section 4.3" if published is not None else ""
+    return Row(name, published, least, source, {"n_episodes": n, "data_options": size})
+
+
+def _until(bits: float, median: float | None = None, slowest: float | None = None) -> tuple[Row, Row]:
+    name = f"sequences until < {bits:g} bits per sequence"
+    return (
+        Row(f"{name}, median over seeds", None, median, "", {"until": bits}, over_seeds="median"),
+        Row(f"{name}, slowest seed", None, slowest, "", {"until": bits}, over_seeds="largest"),
+    )
+
+
+def _lengths(*lengths: int) -> tuple[Row, ...]:
+    return tuple(_sized(f"length {n}", min_length=n, max_length=n) for n in lengths)
+
+
+def _copies(length: int, repeats: int) -> Row:
+    size = {"min_length": length, "max_length": length, "min_repeats": repeats, "max_repeats": repeats}
+    return _sized(f"length {length}, {repeats} copies", **size)
+
+
+def _items(n: int, least: float | None = None, published: float | None = None) -> Row:
+    return _sized(f"{n} items", least, published=published, min_items=n, max_items=n)
+
+
+_WITHIN = {"n_episodes": 600}
+
+_COPY = _Task(
+    "copy",
+    60_000,
+    1000,
+    (
+        Row("length 1 to 20", None, 0.1, "", _WITHIN),
+        *_until(0.1, 60_000, 150_000),
+        *_lengths(20, 30, 50, 120),
+    ),
+)
+_REPEAT = _Task(
+    "repeat copy",
+    60_000,
+    1000,
+    (
+        Row("length and copies 1 to 10", None, None, "", _WITHIN),
+        *_until(1.0),
+        _copies(10, 20),
+        _copies(20, 10),
+    ),
+    "The number of copies is less its mean and over its deviation in training, also where more are asked.",
+)
+_RECALL = (
+    Row("2 to 6 items", None, None, "", _WITHIN),
+    *_until(1.0),
+    _items(6),
+    _items(10),
+    _items(12),
+)
+_NGRAMS = _Task(
+    "n-grams",
+    60_000,
+    5000,
+    (
+        Row("bits per sequence of 200", None, None, "", {"n_episodes": 1000}),
+        Row("above the best possible", None, 1.5, "", {"n_episodes": 1000, "excess": True}),
+    ),
+    "The best possible is the estimator of the paper's Eq. 10, on the same sequences.",
+)
+_SORT = _Task("priority sort", 60_000, 2000, (Row("16 highest of 20", None, 25.0, "", {"n_episodes": 200}),))
+
+
+def _recipe(name: str, algorithm: str, data: str, task: _Task, rate: float, options: dict[str, Any]) -> Recipe:
+    config = RunConfig(
+        algorithm,
+        data,
+        task=TaskConfig(n_tasks=1),
+        evaluation=EvalConfig(eval_episodes=0, val_episodes=100),
+        train=TrainConfig(
+            steps=task.steps,
+            optimiser="rmsprop",
+            outer_lr=rate,
+            clip_value=10.0,
+            validate_every=task.validate_every,
+            checkpoint_every=task.validate_every,
+            log_every=100,
+        ),
+        options=options,
+    )
+    return Recipe(name, "Graves, Wayne, Danihelka, 2014", config, task.rows, f"{_PROTOCOL} {task.protocol}".strip())
+
+
+def _ntm(name: str, data: str, task: _Task, rate: float, **options: Any) -> Recipe:
+    return _recipe(name, "ntm", data, task, rate, {"n_slots": 128, "slot_width": 20, **options})
+
+
+_LSTM = {"controller": "lstm", "n_hidden": 100, "n_heads": 1}
+_FF = {"controller": "feedforward", "n_hidden": 100, "n_heads": 1}
+_RECALL_LSTM = _Task("associative recall", 60_000, 1000, (*_RECALL, _items(15), _items(20)))
+_RECALL_FF = _RECALL_LSTM._replace(rows=(*_RECALL, _items(15, 1.0, 1.0), _items(20)))
+_BASELINE = _COPY._replace(rows=(Row("length 1 to 20", None, None, "", _WITHIN), *_until(0.1), *_lengths(20, 120)))
+
+RECIPES = (
+    _ntm("ntm-copy", "copy", _COPY, 1e-4, **_LSTM),
+    _ntm("ntm-copy-ff", "copy", _COPY, 1e-4, **_FF),
+    _recipe("lstm-copy", "lstm", "copy", _BASELINE, 3e-5, {"n_hidden": 256, "n_layers": 3}),
+    _ntm("ntm-repeat-copy", "repeat_copy", _REPEAT, 1e-4, **_LSTM),
+    _ntm("ntm-repeat-copy-ff", "repeat_copy", _REPEAT, 1e-4, **_FF),
+    _ntm("ntm-associative-recall", "associative_recall", _RECALL_LSTM, 1e-4, **_LSTM),
+    _ntm(
+        "ntm-associative-recall-ff",
+        "associative_recall",
+        _RECALL_FF,
+        1e-4,
+        controller="feedforward",
+        n_hidden=256,
+        n_heads=4,
+    ),
+    _ntm("ntm-ngrams", "ngrams", _NGRAMS, 3e-5, **_LSTM),
+    _ntm("ntm-ngrams-ff", "ngrams", _NGRAMS, 3e-5, **_FF),
+    _ntm("ntm-priority-sort", "priority_sort", _SORT, 3e-5, controller="lstm", n_hidden=100, n_heads=5),
+    _ntm("ntm-priority-sort-ff", "priority_sort", _SORT, 3e-5, controller="feedforward", n_hidden=512, n_heads=8),
+)

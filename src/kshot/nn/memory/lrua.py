@@ -1,0 +1,165 @@
+"""The least recently used access memory of MANN: new things go where nothing was read or written for long.
+
+Santoro, Bartunov, Botvinick, Wierstra, Lillicrap, Meta-Learning with Memory-Augmented Neural Networks, ICML 2016,
+section 3.2; equations by their numbers there. Only content addresses the memory: rows have no order.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kshot.core.errors import UserError
+from kshot.nn.memory.cell import Cell
+from kshot.nn.memory.lstm import gated
+from kshot.nn.memory.similarity import cosine
+
+#: Rows begin with this, so that they are no zero vectors.
+START = 1e-6
+
+
+class LRUAState(NamedTuple):
+    """What the memory and its controller hold after a step.
+
+    Attributes:
+        h: output of the controller (..., H).
+        c: contents of its cells (..., H).
+        memory: M_t (..., N, M).
+        reading: read weights w^r_t (..., R, N).
+        usage: w^u_t (..., N).
+        read: r_t, what was read, (..., R * M).
+    """
+
+    h: Tensor
+    c: Tensor
+    memory: Tensor
+    reading: Tensor
+    usage: Tensor
+    read: Tensor
+
+
+class LRUACell(Cell[LRUAState]):
+    """An LSTM controller with a least recently used access memory.
+
+    Args:
+        n_inputs: I.
+        n_hidden: H, units of the controller.
+        n_slots: N, rows of the memory.
+        slot_width: M, columns of the memory.
+        n_heads: R, reads (and writes) of each step.
+        usage_decay: gamma of Eq. 5.
+
+    Raises:
+        UserError: a number is out of range.
+    """
+
+    def __init__(
+        self,
+        n_inputs: int,
+        n_hidden: int = 200,
+        n_slots: int = 128,
+        slot_width: int = 40,
+        n_heads: int = 4,
+        usage_decay: float = 0.99,
+    ) -> None:
+        super().__init__()
+        sizes = {"n_inputs": n_inputs, "n_hidden": n_hidden, "slot_width": slot_width, "n_heads": n_heads}
+        for what, n in sizes.items():
+            if n < 1:
+                raise UserError(f"expected {what} of at least 1, got {n}; choose another")
+        if n_slots <= n_heads:
+            raise UserError(f"expected more rows of memory than heads, got n_slots={n_slots} and n_heads={n_heads}")
+        if not 0 <= usage_decay <= 1:
+            raise UserError(f"expected usage_decay between 0 and 1, got {usage_decay}")
+        self.n_inputs, self.n_hidden = n_inputs, n_hidden
+        self.n_slots, self.slot_width, self.n_heads, self.usage_decay = n_slots, slot_width, n_heads, usage_decay
+        self.n_features = n_hidden + n_heads * slot_width
+        self.reads = nn.Linear(n_inputs, 4 * n_hidden)
+        self.recurs = nn.Linear(self.n_features, 4 * n_hidden, bias=False)
+        # For every head a key k_t, a gate alpha and a key strength beta.
+        self.asks = nn.Linear(n_hidden, n_heads * (slot_width + 2))
+        with torch.no_grad():
+            self.reads.bias.view(4, n_hidden)[1] = 1.0
+
+    def start(self, batch: tuple[int, ...] = ()) -> LRUAState:
+        """Return the state before anything was read: an even memory, and rows used in the order of their numbers.
+
+        Args:
+            batch: the leading axes.
+
+        Returns:
+            The state.
+        """
+        new = self.reads.weight.new_zeros
+        empty = new(*batch, self.n_hidden)
+        return LRUAState(
+            empty,
+            empty,
+            new(*batch, self.n_slots, self.slot_width) + START,
+            new(*batch, self.n_heads, self.n_slots),
+            new(*batch, self.n_slots),
+            new(*batch, self.n_heads * self.slot_width),
+        )
+
+    def forward(self, x: Tensor, state: LRUAState) -> tuple[Tensor, LRUAState]:
+        """Take one step.
+
+        Args:
+            x: (..., I).
+            state: before.
+
+        Returns:
+            The controller's output with what was read (h_t, r_t), (..., H + R * M), and the state after.
+        """
+        return self._step(self.reads(x), state)
+
+    def scan(self, x: Tensor, state: LRUAState) -> tuple[Tensor, LRUAState]:
+        """Read a sequence; what the controller makes of the inputs is one product for all steps.
+
+        Args:
+            x: (L, ..., I).
+            state: before.
+
+        Returns:
+            (L, ..., H + R * M), and the state after.
+        """
+        if not len(x):
+            return x.new_zeros(*x.shape[:-1], self.n_features), state
+        outputs = []
+        for step in self.reads(x).unbind(0):
+            out, state = self._step(step, state)
+            outputs.append(out)
+        return torch.stack(outputs), state
+
+    def _step(self, sums: Tensor, state: LRUAState) -> tuple[Tensor, LRUAState]:
+        h, c = gated(sums + self.recurs(torch.cat([state.h, state.read], -1)), state.c)
+        asked = self.asks(h).unflatten(-1, (self.n_heads, -1))
+        keys = torch.tanh(asked[..., :-2])
+        gate, strength = torch.sigmoid(asked[..., -2:-1]), 1 + F.softplus(asked[..., -1:])
+        least = least_used(state.usage, self.n_heads)
+        writing = gate * state.reading + (1 - gate) * least  # Eq. 7
+        # The least used rows are emptied before anything is written to them.
+        emptied = state.memory * (1 - least.sum(-2)).unsqueeze(-1)
+        memory = emptied + writing.mT @ keys  # Eq. 8
+        reading = torch.softmax(strength * cosine(keys, memory), -1)  # Eq. 2, 3
+        read = (reading @ memory).flatten(-2)  # Eq. 4
+        usage = self.usage_decay * state.usage + (reading + writing).sum(-2)  # Eq. 5
+        return torch.cat([h, read], -1), LRUAState(h, c, memory, reading, usage, read)
+
+
+def least_used(usage: Tensor, n: int) -> Tensor:
+    """Mark the n least used rows (Eq. 6), one for each head.
+
+    Args:
+        usage: w^u (..., N).
+        n: how many.
+
+    Returns:
+        (..., n, N) of zeros and ones; each row marks another place. Without gradient.
+    """
+    # Rows of equal usage are alike in all else too while they are unused, so any of them will do.
+    places = usage.detach().topk(n, -1, largest=False).indices
+    return (places.unsqueeze(-1) == torch.arange(usage.shape[-1], device=usage.device)).to(usage.dtype)

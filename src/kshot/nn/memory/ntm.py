@@ -1,0 +1,274 @@
+"""The Neural Turing Machine: a controller that reads and writes a memory through heads, all of it differentiable.
+
+Paper: Alex Graves, Greg Wayne, Ivo Danihelka, "Neural Turing Machines", 2014, arXiv:1410.5401.
+
+======================  ==============================================
+paper                   here
+======================  ==============================================
+M_t, N x M              ``state.memory``, ``n_slots`` x ``slot_width``
+w_t                     ``state.weights``, read heads first
+k_t, beta_t             ``key``, ``strength``
+g_t, s_t, gamma_t       ``gate``, ``shift``, ``sharpness``
+e_t, a_t                ``erase``, ``add``
+r_t                     ``state.reads``
+======================  ==============================================
+
+Differs from the paper: where it leaves the order open, every head looks at the memory as it was before the step, reads
+come before writes, and several writers erase first and add then. Squared norms in Eq. 6 are floored, so that a row of
+zeros has no cosine of 0 / 0; Eq. 9 is taken by logarithms, so that no power underflows.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kshot.core import UserError
+from kshot.nn import native
+from kshot.nn.memory.cell import Cell
+from kshot.nn.native.ntm import Shape, Start, ntm_scan
+
+#: What the kernel has room for.
+MOST_SHIFTS = 63
+CONTROLLERS = ("lstm", "feedforward")
+MEMORY_STARTS = ("constant", "learned", "random")
+#: Collier and Beel, "Implementing Neural Turing Machines", 2018, arXiv:1807.08518.
+CONSTANT = 1e-6
+#: Added to squared norms, and to weightings before their logarithm. As in nn/native/cpp/addressing.hpp.
+SQUARE_FLOOR, WEIGHT_FLOOR = 1e-6, 1e-16
+
+
+class NTMState(NamedTuple):
+    """Where a machine stands; the leading axes are the batch's.
+
+    Attributes:
+        hidden: of an LSTM controller, (..., H), else (..., 0).
+        cell: likewise.
+        reads: what the heads read in the last step, (..., R * M).
+        weights: where heads stood, read heads first, (..., R + W, N).
+        memory: (..., N, M).
+    """
+
+    hidden: Tensor
+    cell: Tensor
+    reads: Tensor
+    weights: Tensor
+    memory: Tensor
+
+
+class NTMCell(Cell[NTMState]):
+    """One step of a Neural Turing Machine; it puts out the controller's hidden units and what was read.
+
+    Args:
+        n_inputs: I.
+        controller: "lstm" or "feedforward" (one layer of tanh).
+        n_hidden: H of the controller; 100 in the paper (its tables 1 and 2).
+        n_heads: read heads, and as many write heads.
+        n_slots: N; 128 in the paper.
+        slot_width: M; 20 in the paper.
+        n_shifts: width of the shift weighting s_t; 3 in the paper (-1, 0, 1).
+        memory_start: "constant" (1e-6), "learned", or "random" (drawn once).
+
+    Raises:
+        UserError: unknown controller or start, or a size that makes no sense.
+    """
+
+    def __init__(
+        self,
+        n_inputs: int,
+        *,
+        controller: str = "lstm",
+        n_hidden: int = 100,
+        n_heads: int = 1,
+        n_slots: int = 128,
+        slot_width: int = 20,
+        n_shifts: int = 3,
+        memory_start: str = "constant",
+    ) -> None:
+        super().__init__()
+        _check(controller, memory_start, n_hidden, n_heads, n_slots, slot_width, n_shifts)
+        self.n_inputs, self.n_features = n_inputs, n_hidden + n_heads * slot_width
+        self.shape = Shape(n_hidden, int(controller == "lstm"), n_heads, n_heads, n_slots, slot_width, n_shifts)
+        s = self.shape
+        gates, held = (4 * n_hidden, n_hidden) if s.lstm else (n_hidden, 0)
+        address = slot_width + 3 + n_shifts
+        self.sizes = [address] * s.reads + [address + 2 * slot_width] * s.writes
+        self.input = nn.Linear(n_inputs, gates)
+        self.recurrent = nn.Linear(s.reads * slot_width + held, gates, bias=False)
+        self.heads = nn.Linear(n_hidden, sum(self.sizes))
+        self.start_hidden, self.start_cell = (nn.Parameter(torch.zeros(held)) for _ in range(2))
+        self.start_reads = nn.Parameter(torch.zeros(s.reads * slot_width))
+        #: Before a softmax.
+        self.start_weights = nn.Parameter(torch.zeros(s.reads + s.writes, n_slots))
+        self._start_memory(memory_start)
+        self._initialise()
+
+    def _start_memory(self, how: str) -> None:
+        shape = (self.shape.slots, self.shape.width)
+        if how == "learned":
+            self.start_memory = nn.Parameter(torch.empty(shape).uniform_(-1, 1) / math.sqrt(sum(shape)))
+        else:
+            value = torch.full(shape, CONSTANT) if how == "constant" else torch.randn(shape) / math.sqrt(sum(shape))
+            self.register_buffer("start_memory", value)
+
+    def _initialise(self) -> None:
+        for layer in (self.input, self.recurrent, self.heads):
+            nn.init.xavier_uniform_(layer.weight)
+        for layer in (self.input, self.heads):
+            nn.init.zeros_(layer.bias)
+        with torch.no_grad():
+            # Heads start at one slot: shifts can only move a focus that there is.
+            self.start_weights[:, 0] = 5.0
+
+    def start(self, batch: tuple[int, ...] = ()) -> NTMState:
+        """Return the state before anything was read.
+
+        Args:
+            batch: the leading axes.
+
+        Returns:
+            The state.
+        """
+        starts = (
+            *(self.start_hidden, self.start_cell, self.start_reads),
+            *(self.start_weights.softmax(-1), self.start_memory),
+        )
+        return NTMState(*(t.expand(*batch, *t.shape) for t in starts))
+
+    def forward(self, x: Tensor, state: NTMState) -> tuple[Tensor, NTMState]:
+        """Take one step.
+
+        Args:
+            x: (..., I).
+            state: before.
+
+        Returns:
+            Hidden units and reads (..., H + R * M), and the state after.
+        """
+        out, after, _ = self.step(x, state)
+        return out, after
+
+    def step(self, x: Tensor, state: NTMState) -> tuple[Tensor, NTMState, dict[str, Tensor]]:
+        """Take one step, and tell what the heads did.
+
+        Args:
+            x: (..., I).
+            state: before.
+
+        Returns:
+            As ``forward``; and "erase" and "add" (..., W, M) of the write heads.
+        """
+        h, cell = self._control(x, state)
+        memory, n_reads = state.memory, self.shape.reads
+        emitted = self.heads(h).split(self.sizes, -1)
+        address = torch.stack([e[..., : self.sizes[0]] for e in emitted], -2)  # (..., R + W, M + 3 + S)
+        weights = self._place(address, state.weights, memory)
+        reads = weights[..., :n_reads, :] @ memory  # Eq. 2
+        writers = torch.stack([e[..., self.sizes[0] :] for e in emitted[n_reads:]], -2)  # (..., W, 2 M)
+        erase, add = writers.chunk(2, -1)
+        erase = erase.sigmoid()
+        w = weights[..., n_reads:, :].unsqueeze(-1)  # (..., W, N, 1)
+        stays = (1 - w * erase.unsqueeze(-2)).prod(-3)  # Eq. 3
+        after = memory * stays + (w * add.unsqueeze(-2)).sum(-3)  # Eq. 4
+        reads = reads.flatten(-2)
+        held = h if self.shape.lstm else state.hidden
+        new = NTMState(held, cell, reads, weights, after)
+        return torch.cat([h, reads], -1), new, {"erase": erase, "add": add}
+
+    def _control(self, x: Tensor, state: NTMState) -> tuple[Tensor, Tensor]:
+        z = self.input(x) + self.recurrent(torch.cat([state.reads, state.hidden], -1))
+        if not self.shape.lstm:
+            return z.tanh(), state.cell
+        i, f, g, o = z.chunk(4, -1)
+        cell = f.sigmoid() * state.cell + i.sigmoid() * g.tanh()
+        return o.sigmoid() * cell.tanh(), cell
+
+    def _place(self, address: Tensor, before: Tensor, memory: Tensor) -> Tensor:
+        width, n_shifts = self.shape.width, self.shape.shifts
+        key, strength, gate, shift, sharpness = address.split([width, 1, 1, n_shifts, 1], -1)
+        cosine = (key @ memory.mT) * _inverse_norm(key) * _inverse_norm(memory).mT  # Eq. 6
+        content = (F.softplus(strength) * cosine).softmax(-1)  # Eq. 5
+        gate = gate.sigmoid()
+        gated = gate * content + (1 - gate) * before  # Eq. 7
+        shift = shift.softmax(-1)
+        half = n_shifts // 2
+        moved = [gated.roll(j - half, -1) * shift[..., j : j + 1] for j in range(n_shifts)]
+        shifted = torch.stack(moved).sum(0)  # Eq. 8
+        return ((1 + F.softplus(sharpness)) * (shifted + WEIGHT_FLOOR).log()).softmax(-1)  # Eq. 9
+
+    def scan(self, x: Tensor, state: NTMState) -> tuple[Tensor, NTMState]:
+        """Read a sequence; by the compiled kernel where no gradient is wanted.
+
+        Args:
+            x: (L, ..., I).
+            state: before.
+
+        Returns:
+            What each step put out, (L, ..., F), and the state after the last.
+        """
+        # With gradients the plain steps stand, since the kernel can be differentiated but once.
+        plain = type(x) is Tensor and not torch._C._are_functorch_transforms_active()
+        if torch.is_grad_enabled() or not plain or not self.can_fuse():
+            return super().scan(x, state)
+        batch = x.shape[1:-1]
+        n = math.prod(batch)
+        several = NTMState(*(t.reshape(n, *t.shape[len(batch) :]) for t in state))
+        features, end = self.fused_scan(x.reshape(len(x), n, self.n_inputs), several)
+        after = NTMState(*(t.reshape(*batch, *t.shape[1:]) for t in end))
+        return features.reshape(len(x), *batch, self.n_features), after
+
+    def can_fuse(self) -> bool:
+        """Tell whether the compiled kernel can run this cell.
+
+        Returns:
+            True on a CPU with a C++ compiler, in float32 and float64.
+        """
+        weight = self.heads.weight
+        return weight.device.type == "cpu" and native.available(weight.dtype)
+
+    def fused_scan(self, x: Tensor, state: NTMState) -> tuple[Tensor, NTMState]:
+        """Read a batch of sequences by the compiled kernel: what ``scan`` gives, many times faster.
+
+        Args:
+            x: (L, B, I).
+            state: before, of B sequences.
+
+        Returns:
+            What each step put out, (L, B, F), and the state after the last; differentiable once.
+        """
+        if not len(x):
+            return x.new_zeros(*x.shape[:-1], self.n_features), state
+        found = ntm_scan(
+            self.shape, self.input(x), self.recurrent.weight, self.heads.weight, self.heads.bias, Start(*state)
+        )
+        last = found.features[-1]
+        hidden = last[..., : self.shape.hidden] if self.shape.lstm else state.hidden
+        reads = last[..., self.shape.hidden :]
+        return found.features, NTMState(hidden, found.cell, reads, found.weights, found.memory)
+
+
+def _inverse_norm(rows: Tensor) -> Tensor:
+    return (rows.square().sum(-1, keepdim=True) + SQUARE_FLOOR).rsqrt()
+
+
+def _check(controller: str, memory_start: str, *sizes: int) -> None:
+    for what, value, known in (
+        ("controller", controller, CONTROLLERS),
+        ("memory_start", memory_start, MEMORY_STARTS),
+    ):
+        if value not in known:
+            raise UserError(f"{what} must be one of {', '.join(known)}, got {value!r}")
+    names: Sequence[str] = ("n_hidden", "n_heads", "n_slots", "slot_width", "n_shifts")
+    for what, size in zip(names, sizes, strict=True):
+        if size < 1:
+            raise UserError(f"expected {what} of at least 1, got {size}")
+    n_slots, n_shifts = sizes[2], sizes[4]
+    if n_shifts % 2 == 0 or n_shifts > n_slots or n_shifts > MOST_SHIFTS:
+        raise UserError(
+            f"expected n_shifts odd, at most {MOST_SHIFTS} and at most n_slots={n_slots}, got {n_shifts}; 3 is usual"
+        )
