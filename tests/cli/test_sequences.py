@@ -40,7 +40,7 @@ def test_evaluation_at_other_sizes(copying, kshot):
 
 
 def test_the_best_possible_stands_beside_ngrams(kshot):
-    ran = kshot(*TRAIN.replace("copy", "ngrams").split(), "--n-steps", "12", "--out", "bits")
+    ran = kshot(*TRAIN.replace("copy", "ngrams").split(), "--n-bits", "12", "--out", "bits")
     assert ran.status == 0, ran.err
     assert "the best possible" in kshot("evaluate", "bits", "--n-episodes", "3").out
 

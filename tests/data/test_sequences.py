@@ -155,7 +155,7 @@ def test_one_size_is_a_rectangular_batch_in_tests_too() -> None:
 
 def test_the_optimal_estimator_is_the_mean_of_the_posterior() -> None:
     """Against an integral over the table's entry, by brute force on a grid: Beta(1/2, 1/2) times the likelihood."""
-    bits = NGrams(n_steps=60, n_context=2).draw(1, generator(0))["bits"][0].tolist()
+    bits = NGrams(n_bits=60, context_bits=2).draw(1, generator(0))["bits"][0].tolist()
     angles = [(i + 0.5) / 4000 * math.pi / 2 for i in range(4000)]
     grid = [math.sin(a) ** 2 for a in angles]  # equal steps of the angle have equal mass under Beta(1/2, 1/2)
     got = optimal_probabilities(torch.tensor([bits]), 2)[0].tolist()
@@ -173,7 +173,7 @@ def test_probabilities_of_ngrams_have_their_distribution() -> None:
     The first two bits behind each context are taken, for contexts that return often would weigh more.
     """
     firsts = []
-    for sequence in NGrams(n_steps=400).draw(200, generator(0))["bits"].tolist():
+    for sequence in NGrams(n_bits=400).draw(200, generator(0))["bits"].tolist():
         seen: dict[tuple, list[int]] = {}
         for i in range(5, 400):
             seen.setdefault(tuple(sequence[i - 5 : i]), []).append(sequence[i])
@@ -206,8 +206,8 @@ BAD: list[tuple[Callable[..., SequenceSource], dict[str, int], str]] = [
     (RepeatCopy, {"min_repeats": 0}, "1 <= min_repeats <= max_repeats, got 0 and 10"),
     (AssociativeRecall, {"min_items": 1}, "2 <= min_items <= max_items, got 1 and 6"),
     (AssociativeRecall, {"item_length": 0}, "item_length of at least 1"),
-    (NGrams, {"n_steps": 0}, "n_steps of at least 1"),
-    (NGrams, {"n_context": 0}, "n_context of at least 1"),
+    (NGrams, {"n_bits": 0}, "n_bits of at least 1"),
+    (NGrams, {"context_bits": 0}, "context_bits of at least 1"),
     (PrioritySort, {"n_asked": 21}, "n_asked <= n_vectors, got 21 and 20; ask fewer or show more"),
 ]
 

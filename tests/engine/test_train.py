@@ -404,6 +404,15 @@ def test_settings_that_make_no_sense(options: dict[str, Any], message: str) -> N
         TrainConfig(**options)
 
 
+def test_no_entry_of_the_gradient_passes_its_bound(toy: Any) -> None:
+    learner = toy.maml()
+    before = {k: p.detach().clone() for k, p in learner.named_parameters()}
+    options = {"steps": 1, "optimiser": "sgd", "momentum": 0.0, "outer_lr": 1.0, "validate_every": 0}
+    toy.trainer(learner, **options, clip_value=1e-3).fit()
+    moves = torch.cat([(p.detach() - before[k]).flatten().abs() for k, p in learner.named_parameters()])
+    assert float(moves.max()) == pytest.approx(1e-3, rel=1e-3)
+
+
 def test_resuming_nothing(toy: Any, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="expected a run folder to resume from"):
         toy.trainer().fit(resume=True)

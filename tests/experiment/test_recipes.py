@@ -102,7 +102,7 @@ def test_when_a_training_first_met_a_bound(tmp_path):
 
 
 def test_rows_of_sequences(tmp_path):
-    within = {"n_episodes": 4, "data_options": {"n_steps": 12}}
+    within = {"n_episodes": 4, "data_options": {"n_bits": 12}}
     rows = (
         Row("cost", None, None, "", within),
         Row("above the best", None, 1e9, "", within | {"excess": True}),
@@ -110,7 +110,7 @@ def test_rows_of_sequences(tmp_path):
         Row("slowest", None, 7, "", {"until": 1e9}, over_seeds="largest"),
         Row("never", None, 7, "", {"until": 0.0}, over_seeds="largest"),
     )
-    result = reproduce(_sequences("ngrams", {"n_steps": 20}, rows), tmp_path, seeds=(0, 1, 2))
+    result = reproduce(_sequences("ngrams", {"n_bits": 20}, rows), tmp_path, seeds=(0, 1, 2))
     cost, above, until, slowest, never = result["rows"]
     assert [row["metric"] for row in result["rows"]] == ["bits", "excess_bits", *["sequences"] * 3]
     for seed in range(3):

@@ -143,7 +143,7 @@ def test_the_file_of_a_method_says_what_it_must(name: str) -> None:
     assert at == sorted(at), f"sections of {module.__name__} stand in another order than {SECTIONS}"
     assert f".algorithms.{found.family}." in module.__name__
     # The paper of the list and that of the file are the same one.
-    (year,) = set(re.findall(r"\b(?:19|20)\d\d\b", found.paper)) & set(re.findall(r"\b(?:19|20)\d\d\b", doc))
+    (year,) = set.intersection(*(set(re.findall(r"(?<!:)\b(?:19|20)\d\d\b(?!\.\d)", t)) for t in (found.paper, doc)))
     assert year
     assert re.findall(r"arXiv:[\w./-]+\d", found.paper) == re.findall(r"arXiv:[\w./-]+\d", doc)[:1]
     # A table from the paper's symbols to the code's.

@@ -19,6 +19,7 @@ from kshot.core import UserError, method, methods
 from kshot.evaluation.record import Record
 from kshot.evaluation.report.wording import duration, metric_name, task_and_queries
 from kshot.experiment.config import RunConfig
+from kshot.experiment.instances import by_instance, told
 from kshot.experiment.run import evaluate_run, run_config
 from kshot.experiment.untrained import evaluate_untrained
 from kshot.nn.norm import NORMALISATIONS
@@ -121,6 +122,14 @@ def shape(config: RunConfig | None, data: str) -> type:
             ("device", Annotated[str, arg(help="auto, cpu, cuda, cuda:0, mps")], "auto"),
             ("threads", Annotated[int, arg(help="threads on a CPU; 0 for PyTorch's choice")], 0),
             flag(
+                "instances",
+                int,
+                0,
+                "also tell accuracy at the 1st to Nth example of a class, along sequences of all classes mixed",
+                "N",
+                "(default: none)",
+            ),
+            flag(
                 "json",
                 str,
                 "",
@@ -159,8 +168,15 @@ def _evaluate(args: Sequence[str], folder: Path, config: RunConfig, data: str, f
             "command": command_line("evaluate", args),
         }
         if method(config.algorithm).learner.trained_on == "nothing":
-            return evaluate_untrained(dataclasses.replace(config, **own), **asked)[3]
-        return evaluate_run(folder, data=data, normalisation=found.normalisation or None, **own, **asked)[3]
+            learner, source, _, record = evaluate_untrained(dataclasses.replace(config, **own), **asked)
+        else:
+            learner, source, _, record = evaluate_run(
+                folder, data=data, normalisation=found.normalisation or None, **own, **asked
+            )
+        if _given(found.instances, "instances", args) is None:
+            return record
+        sequences: dict[str, Any] = {k: asked[k] for k in ("n_episodes", "seed", "on_progress")}
+        return told(record, by_instance(learner, source, found.instances, **sequences))
 
 
 def _given(value: int, name: str, args: Sequence[str]) -> int | None:
@@ -192,6 +208,12 @@ def _print(record: Record) -> None:
             made.add_row(name, text)
     print(record.algorithm)
     show(made)
+    if "instances" in extra:
+        print("\naccuracy at the Nth example of a class, all classes mixed in one sequence")
+        places = table("N", *(str(row["instance"]) for row in extra["instances"]))
+        places.add_row("%", *(f"{100 * row['mean']:.1f}" for row in extra["instances"]))
+        places.add_row("±", *(f"{100 * row['ci95']:.1f}" for row in extra["instances"]))
+        show(places)
     seen = extra.get("classes_seen_in_training", 0)
     if seen:
         print(f"note: {seen:,} classes of this test were trained on; it does not tell how new classes are learnt")

@@ -54,7 +54,7 @@ def run(args: Sequence[str]) -> int:
         args: after its name.
 
     Returns:
-        The exit status: 0 also where a number is below the least, since that is a finding and no failure.
+        The exit status: 0 also where a number does not reach the least, since that is a finding and no failure.
     """
     name = first_positional(args)
     about = "List the published rows there are recipes for, or run one: kshot reproduce [RECIPE] [options]"
@@ -156,7 +156,7 @@ def _shown(found: Record | Milestone) -> str:
 
 def _judged(row: Row, record: Record | Milestone) -> str:
     judged = verdict(row, record.metric, record.mean)
-    return {True: "reached", False: "below the least", None: ""}[judged]
+    return {True: "reached", False: "not reached", None: ""}[judged]
 
 
 def _console() -> Console:

@@ -154,7 +154,7 @@ class ChallengeTasks(TaskSource):
         Returns:
             As ``fixed``.
         """
-        return self._plan(torch.randint(self.n_fixed, (n_tasks,), generator=generator))
+        return self._plan(torch.randint(N_RUNS * N_WAY, (n_tasks,), generator=generator))
 
     def fixed(self, start: int, stop: int) -> Tree:
         """Return consecutive trials.
@@ -166,7 +166,7 @@ class ChallengeTasks(TaskSource):
         Returns:
             ``trial`` (T,), and ``classes`` (T, 20): which of ``self.classes`` each label stands for.
         """
-        return self._plan(torch.arange(start, min(stop, self.n_fixed)))
+        return self._plan(torch.arange(start, min(stop, N_RUNS * N_WAY)))
 
     def _plan(self, trial: Tensor) -> dict[str, Tensor]:
         run = torch.div(trial, N_WAY, rounding_mode="floor")

@@ -25,8 +25,8 @@ class ImageTasks(TaskSource):
 
     A plan is a dict of ``classes`` (T, W), which class of ``self.classes`` each label stands for, and for each of
     ``support`` and ``query`` the example indices (T, S), the labels (T, S) as ``support_y``, and with a transform its
-    parameters (T, S, ...) as ``support_transform``. Examples of one class stand together: label 0 first. ``shuffle`` adds
-    ``support_order`` (T, S), the order in which the support is gathered; all else is as without it.
+    parameters (T, S, ...) as ``support_transform``. Examples of one class stand together: label 0 first. With
+    ``shuffle`` comes ``support_order`` (T, S), in which the support is gathered; all else is as without it.
 
     Args:
         images: the examples; vectors will do.

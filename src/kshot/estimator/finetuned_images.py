@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 FOLDS = 5
 #: Shots judged, after which no more are left out.
 ENOUGH = 120
+#: Beyond so many shots logistic heads would take longer than the tuning.
+QUICK_HEADS = 1000
 
 _Change = dict[str, Tensor]
 
@@ -72,7 +74,7 @@ def fit_finetuned_images(
     if not parts:
         return encoder, _frozen(encoder, examples, y, n_classes, head, seed)
     tuner = ImageTuner(encoder, examples, seed=seed, on_progress=on_progress)
-    heads = candidates(len(y), encoder.dim, n_classes) if head == "auto" else {head: STRENGTHS[head]}
+    heads = _heads(len(y), encoder.dim, n_classes) if head == "auto" else {head: STRENGTHS[head]}
     strange: list[Tensor] = []
     frozen = _judge(tuner, lambda kept: {}, y, n_classes, parts, heads)
     tried = _judge(tuner, lambda kept: tuner.tune(kept, y[kept]), y, n_classes, parts, heads, strange)
@@ -97,6 +99,11 @@ def fit_finetuned_images(
         {f"{name} {r:g}": losses[name, r] for name, r in sorted(losses, key=lambda key: losses[key])},
         seed,
     )
+
+
+def _heads(n: int, d: int, n_classes: int) -> dict[str, tuple[float, ...]]:
+    heads = candidates(n, d, n_classes)
+    return {name: all_r for name, all_r in heads.items() if name != "logistic" or n <= QUICK_HEADS}
 
 
 def _better(tuned: float, frozen: float) -> bool:

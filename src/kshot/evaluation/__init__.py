@@ -3,6 +3,7 @@
 from kshot.evaluation.evaluate import accuracy_by_shots, accuracy_by_step, check_fits, evaluate, evaluating
 from kshot.evaluation.gather import gather
 from kshot.evaluation.history import History, read_history
+from kshot.evaluation.instances import Instances, accuracy_by_instance
 from kshot.evaluation.pictures import Pictures
 from kshot.evaluation.provenance import commit, environment
 from kshot.evaluation.record import Record, read_record, record_of, scores_of
@@ -15,11 +16,13 @@ __all__ = [
     "Curve",
     "Estimate",
     "History",
+    "Instances",
     "Pictures",
     "Record",
     "ReportInput",
     "RunReport",
     "Scores",
+    "accuracy_by_instance",
     "accuracy_by_shots",
     "accuracy_by_step",
     "check_fits",

@@ -31,7 +31,10 @@ from kshot.experiment.run import train_run
 LEARNERS = {
     "protonet": "native",
     "maml": "vmap",
+    "snail": "native",
 }
+#: Options of theirs that the demo's tasks ask for.
+_OPTIONS = {"snail": {"length": 6}}
 DATA = "glyphs"
 #: Episodes behind a validation, and behind each point of the report's curves.
 _N_LOOK = 30
@@ -42,6 +45,7 @@ _NOTES = (
     "A small network and a few hundred steps: these numbers show the tool at work and are no benchmark.",
     "MAML answers with the statistics of the query batch, as its authors' code does: it is transductive, and so sees "
     "more than the others.",
+    "SNAIL has to find out by itself that like belongs to like, which the others are built on: it begins slowly.",
 )
 
 
@@ -123,6 +127,7 @@ def demo_config(algorithm: str, plan: Plan) -> RunConfig:
             deterministic=True,
         ),
         where=DeviceConfig(device=plan.device, threads=plan.threads),
+        options=dict(_OPTIONS.get(algorithm, {})),
     )
 
 

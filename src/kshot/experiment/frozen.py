@@ -213,7 +213,9 @@ def freeze_run(
     backbone = getattr(learner, "backbone", None)
     sources = [open_split(config, s, root=root, **data_options) for s in (split, "meta_train")]
     if not isinstance(backbone, nn.Module) or not all(isinstance(s, ImageTasks) for s in sources):
-        raise UserError(f"expected a run on images with a backbone, got {config.algorithm} on {config.data}; take another")
+        raise UserError(
+            f"expected a run on images with a backbone, got {config.algorithm} on {config.data}; take another"
+        )
     features = embed_images(backbone, sources[0].images, on_progress)  # pyright: ignore[reportAttributeAccessIssue]
     return Frozen(features, _centre(backbone, sources[1].images), config.data)  # pyright: ignore[reportAttributeAccessIssue]
 

@@ -62,10 +62,6 @@ def evaluate_untrained(
     source = open_split(config, split, root=root, on_progress=on_download, **shape).to(resolve_device(device))
     config = resolve(config, source.spec)
     learner = build_learner(config, source.spec).eval()
-    scores = evaluate(
-        learner, source, n_episodes=n_episodes, seed=seed, device=source.device, on_progress=on_progress
-    )
+    scores = evaluate(learner, source, n_episodes=n_episodes, seed=seed, device=source.device, on_progress=on_progress)
     about = {"options": config.options, "data_options": config.data_options, **extra}
-    return learner, source, scores, record_of(
-        scores, learner, source, algorithm=config.algorithm, split=split, **about
-    )
+    return learner, source, scores, record_of(scores, learner, source, algorithm=config.algorithm, split=split, **about)

@@ -103,6 +103,9 @@ class AttentionBlock(nn.Module):
         self.key_size, self.n_features = key_size, n_inputs + value_size
         self.keys, self.asks = nn.Linear(n_inputs, key_size), nn.Linear(n_inputs, key_size)
         self.values = nn.Linear(n_inputs, value_size)
+        with torch.no_grad():  # Attention begins as likeness: what is alike has keys that fit.
+            self.asks.weight.copy_(self.keys.weight)
+            self.asks.bias.copy_(self.keys.bias)
 
     def forward(self, support: Tensor, query: Tensor) -> tuple[Tensor, Tensor]:
         """Apply the block.

@@ -73,7 +73,7 @@ def with_ones(z: Tensor) -> Tensor:
 
 
 def rectified_means(z: Tensor, assignment: Tensor, means: Tensor, sharpness: float) -> Tensor:
-    """Average examples by class, those near the class's present mean weighing more (Liu et al. 2020, Eq. 5 and 6).
+    """Average examples by class, those near the class's present mean weighing more (Liu et al. 2020).
 
     Args:
         z: examples (N, D).

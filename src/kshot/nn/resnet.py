@@ -100,9 +100,10 @@ class ResNet12(nn.Module):
         widths: Sequence[int] = (64, 160, 320, 640),
     ) -> None:
         super().__init__()
-        if image_size < 2 ** len(widths):
+        least = 2 ** len(widths)
+        if image_size < least:
             raise UserError(
-                f"ResNet12 halves the image {len(widths)} times: expected a side of at least {2 ** len(widths)} pixels, "
+                f"ResNet12 halves the image {len(widths)} times: expected a side of at least {least} pixels, "
                 f"got {image_size}; enlarge the images, or take another backbone"
             )
         ends = [in_channels, *widths]

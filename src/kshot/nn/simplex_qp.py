@@ -67,7 +67,7 @@ def _start(labels: Tensor) -> Point:
 
 
 def _step(at: Point, gram: Tensor, labels: Tensor, c: float, barrier: Tensor, *, damped: bool) -> Point:
-    """Take one primal-dual Newton step towards the point of a barrier."""
+    # One primal-dual Newton step towards the point of a barrier.
     p, slack, level = at
     slope = c * (p - labels) @ gram + labels  # gradient of the objective, (W, S)
     dual = slope - slack + level

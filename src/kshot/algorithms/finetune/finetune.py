@@ -11,7 +11,7 @@ paper                   here
 ======================  ==============================================
 theta                   parameters of ``backbone`` and of the new layer
 z(x; theta)             the embedding
-w_k                     mean embedding of class k, of length one: the start of the new layer (Eq. 5)
+w_k                     mean embedding of class k, of length one: the start of the new layer
 ======================  ==============================================
 
 Differs from the paper: the new layer sits on the embedding; the authors put it on the training classes' logits after a

@@ -8,8 +8,8 @@ Idea: two drawings are alike if every point of ink of the one has some ink of th
 paper                   here
 ======================  ==============================================
 A, B                    points of ink, moved so that their mean is 0
-d(a, B)                 distance to the nearest point (Eq. 3)
-d_6(A, B)               mean over a of d(a, B) (Eq. 6)
+d(a, B)                 distance to the nearest point
+d_6(A, B)               mean over a of d(a, B)
 f_2                     the larger of d_6(A, B) and d_6(B, A)
 ======================  ==============================================
 
@@ -159,7 +159,7 @@ class Hausdorff(Learner):
 
 
 def modified_hausdorff(many: Drawings, one: Drawings, far: float) -> Tensor:
-    """Distance of N drawings to one, f_2 of d_6 (Eq. 6 and 8).
+    """Distance of N drawings to one, f_2 of d_6.
 
     Args:
         many: N drawings.

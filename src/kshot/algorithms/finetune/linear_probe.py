@@ -10,8 +10,8 @@ paper                   here
 ======================  ==============================================
 f_phi                   ``backbone``
 D^new                   all training classes: ``trained_on = "classes"``
-theta = {W, b}          the head of a task (Eq. 1)
-R(theta)                half of ``penalty`` times \\|W\\|^2
+theta = {W, b}          the head of a task
+R(theta)                half of ``penalty`` times the squared weights
 ======================  ==============================================
 
 Differs from the paper: no self-distillation ("simple" in its tables). The regression is fitted to convergence by

@@ -26,6 +26,8 @@ equations), benchmarks/quality (copy and the paper's other tasks).
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 
@@ -81,7 +83,12 @@ class NTM(Reader):
             memory_start=memory_start,
         )
         super().__init__(backbone, cell, spec)
-        self.machine = cell
+
+    @property
+    def machine(self) -> NTMCell:
+        """The cell, by its own type."""
+        # No second attribute: a module under two names is swapped twice by torch.func.functional_call.
+        return cast("NTMCell", self.cell)
 
     def trace(self, episode: Episode) -> dict[str, Tensor]:
         """Follow the heads along a sequence, for pictures as in the paper's figures 6, 9 and 12.

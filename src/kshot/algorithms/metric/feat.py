@@ -9,10 +9,10 @@ Idea: adapt the prototypes to the task by a set-to-set function, which no order 
 paper                   here
 ======================  ==============================================
 E                       ``backbone``
-T                       ``SelfAttention``: one head, a residual, layer norm (Eq. 8 to 10)
-psi_x                   an adapted prototype (Eq. 4)
+T                       ``SelfAttention``: one head, a residual, layer norm
+psi_x                   an adapted prototype
 sim                     minus squared distance / ``temperature``
-lambda                  ``balance``, of the contrastive term (Eq. 7)
+lambda                  ``balance``, of the contrastive term
 ======================  ==============================================
 
 Differs from the paper: trained from the start on episodes; the paper first trains the backbone as a classifier (which
@@ -85,7 +85,7 @@ class FEAT(EmbeddingLearner):
         self.attention = SelfAttention(int(backbone.n_features))  # pyright: ignore[reportArgumentType]
 
     def fit_head(self, support: Labelled) -> Tensor:
-        """Average the support of each class and adapt the averages to each other (Eq. 4).
+        """Average the support of each class and adapt the averages to each other.
 
         Args:
             support: the embedded support.
@@ -108,7 +108,7 @@ class FEAT(EmbeddingLearner):
         return -squared_distances(z, head) / self.temperature
 
     def head_loss(self, support: Labelled, query: Labelled) -> Tensor:
-        """Loss of the queries, and the contrastive term (Eq. 7).
+        """Loss of the queries, and the contrastive term.
 
         Args:
             support: embedded support.

@@ -9,10 +9,10 @@ paper                   here
 ======================  ==============================================
 x_i                     ``backbone``, the embedding
 s_raw                   ``confidence``, a linear map of the embedding: 1 number ("radius") or D ("diagonal")
-S = 1 + softplus(s_raw) ``_precision`` (section 3.2)
-p_c                     sum of s_i * x_i, over sum of s_i (Eq. 3)
-s_c                     sum of s_i (Eq. 4)
-d_c^2                   (x - p)^T S_c (x - p) (Eq. 1)
+S = 1 + softplus(s_raw) ``_precision``
+p_c                     sum of s_i * x_i, over sum of s_i
+s_c                     sum of s_i
+d_c^2                   (x - p)^T S_c (x - p)
 ======================  ==============================================
 
 Differs from the paper: the raw covariance is a linear map of the embedding, where the paper's encoder has more outputs
@@ -72,7 +72,7 @@ class GaussianProtoNet(EmbeddingLearner):
         self.confidence = nn.Linear(n_features, 1 if covariance == "radius" else n_features)
 
     def fit_head(self, support: Labelled) -> Gaussians:
-        """Average each class, sure examples weighing more (Eq. 3 and 4).
+        """Average each class, sure examples weighing more.
 
         Args:
             support: the embedded support.
@@ -86,7 +86,7 @@ class GaussianProtoNet(EmbeddingLearner):
         return Gaussians(member @ (s * support.z) / total, total)
 
     def apply_head(self, head: Gaussians, z: Tensor) -> Tensor:
-        """Return minus the distance to each class (Eq. 1).
+        """Return minus the distance to each class.
 
         Args:
             head: the classes.

@@ -12,12 +12,12 @@ f', g'                  ``backbone``, one and the same
 a(x_hat, x_i)           softmax over the support of ``scale`` * cosine (section 2.1.1)
 P(y_hat | x_hat, S)     softmax of ``predict`` (Eq. 1)
 g(x_i, S)               ``_context_of_support`` (appendix A.2)
-f(x_hat, S)             ``_context_of_queries``, K = ``n_processing`` steps (Eq. 2 to 5)
+f(x_hat, S)             ``_context_of_queries``, K = ``n_processing`` steps
 ======================  ==============================================
 
-Differs from the paper: the cosine is multiplied by ``scale`` before the softmax. The paper has no such factor (scale 1):
-attention is then nearly flat over many examples, and what replications reached was reached with one.
-Full context embeddings are off by default, as in the paper's results on Omniglot.
+Differs from the paper: the cosine is multiplied by ``scale`` before the softmax. The paper has no such factor (scale
+1); attention is then nearly flat over many examples. Full context embeddings are off by
+default, as in the paper's results on Omniglot.
 
 Checked by: tests/reference/test_metric.py (plain loops and PyTorch's own LSTM).
 """
@@ -131,7 +131,7 @@ class MatchingNet(EmbeddingLearner):
     def _context_of_queries(self, g: Tensor, z: Tensor) -> Tensor:
         h, c = z, torch.zeros_like(z)
         for _ in range(self.n_processing):
-            read = torch.softmax(h @ g.mT, -1) @ g  # Eq. 4 and 5
-            out, c = self.attending(z, torch.cat([h, read], -1), c)  # Eq. 2
-            h = out + z  # Eq. 3
+            read = torch.softmax(h @ g.mT, -1) @ g
+            out, c = self.attending(z, torch.cat([h, read], -1), c)
+            h = out + z
         return h

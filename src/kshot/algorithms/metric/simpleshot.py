@@ -10,7 +10,7 @@ features are centred and brought to length one.
 paper                   here
 ======================  ==============================================
 f_theta                 ``backbone``
-W (of Eq. 1)            ``classifier``, used in training only
+W                       ``classifier``, used in training only
 x bar                   ``mean``: of training features
 UN, L2N, CL2N           ``transform``
 d                       squared Euclidean distance
@@ -95,7 +95,7 @@ class SimpleShot(PretrainedLearner):
         return class_means(self.transformed(support.z), support.y, support.ways)
 
     def apply_head(self, head: Tensor, z: Tensor) -> Tensor:
-        """Return minus the squared distance to each class mean (Eq. 2).
+        """Return minus the squared distance to each class mean.
 
         Args:
             head: class means (W, D).

@@ -11,8 +11,8 @@ paper                   here
 F_phi                   ``backbone``
 k(x, x' | theta, phi)   ``kernel`` of the embeddings; theta is ``log_variance``, ``log_length``, ``mean``
 sigma^2                 ``exp(log_noise)``
-P(T^y | T^x)            marginal likelihood of support and queries together: the outer loss (Eq. 3)
-E[f*], cov(f*)          ``predict``, ``predictive`` (Eq. 6)
+P(T^y | T^x)            marginal likelihood of support and queries together: the outer loss
+E[f*], cov(f*)          ``predict``, ``predictive``
 ======================  ==============================================
 
 Differs from the paper: in classification all classes share one set of kernel parameters, where the authors' code has
@@ -120,7 +120,7 @@ class DKT(EmbeddingLearner):
         return Conditioned(support.z, factor, torch.cholesky_solve(self._targets(support), factor))
 
     def apply_head(self, head: Conditioned, z: Tensor) -> Tensor:
-        """Return the predictive mean (Eq. 6).
+        """Return the predictive mean.
 
         Args:
             head: from ``fit_head``.
@@ -132,7 +132,7 @@ class DKT(EmbeddingLearner):
         return self.covariance(z, head.z) @ head.weights + self.mean
 
     def predictive(self, state: TaskHead, x: Tree) -> tuple[Tensor, Tensor]:
-        """Answer queries with a variance (Eq. 6).
+        """Answer queries with a variance.
 
         Args:
             state: from ``adapt``.
@@ -148,7 +148,7 @@ class DKT(EmbeddingLearner):
         return self.apply_head(head, z), prior - (half * half).sum(0) + self.log_noise.exp()
 
     def head_loss(self, support: Labelled, query: Labelled) -> Tensor:
-        """Minus the log marginal likelihood of support and queries together, for each example (Eq. 3).
+        """Minus the log marginal likelihood of support and queries together, for each example.
 
         Args:
             support: embedded support.

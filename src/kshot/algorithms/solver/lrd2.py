@@ -10,8 +10,8 @@ paper                   here
 ======================  ==============================================
 omega                   ``backbone``
 X, Y                    embedded support; labels, one class against the rest
-mu_i, s_i, z_i          within ``kshot.nn.solvers.logistic`` (Eq. 8)
-w_i                     (Eq. 9) after ``n_steps`` of them
+mu_i, s_i, z_i          within ``kshot.nn.solvers.logistic``
+w_i after ``n_steps`` of them
 lambda                  ``exp(log_penalty)``, learned
 ======================  ==============================================
 
@@ -58,7 +58,7 @@ class LRD2(EmbeddingLearner):
         self.log_scale = nn.Parameter(torch.zeros(()))
 
     def fit_head(self, support: Labelled) -> Tensor:
-        """Fit one class against the rest, for each class (Eq. 9).
+        """Fit one class against the rest, for each class.
 
         Args:
             support: the embedded support.

@@ -10,10 +10,10 @@ program, whose solution can be differentiated by the optimality conditions.
 paper                   here
 ======================  ==============================================
 f_phi                   ``backbone``
-alpha^k                 columns of ``alpha`` = C (Y - P), P from ``solve_simplex_qp`` (Eq. 9 and 10)
-w_k(alpha^k)            sum over the support of alpha_n^k f(x_n) (Eq. 9)
+alpha^k                 columns of ``alpha`` = C (Y - P), P from ``solve_simplex_qp``
+w_k(alpha^k)            sum over the support of alpha_n^k f(x_n)
 C                       ``penalty``
-gamma                   ``exp(log_scale)``, learned (Eq. 12)
+gamma                   ``exp(log_scale)``, learned
 ======================  ==============================================
 
 Differs from the paper: the program is solved by our own interior-point method to the end (the authors stop theirs after
@@ -58,7 +58,7 @@ class MetaOptNet(EmbeddingLearner):
         self.log_scale = nn.Parameter(torch.zeros(()))
 
     def fit_head(self, support: Labelled) -> Tensor:
-        """Solve the dual and return the weights (Eq. 9).
+        """Solve the dual and return the weights.
 
         Args:
             support: the embedded support.
@@ -71,7 +71,7 @@ class MetaOptNet(EmbeddingLearner):
         return support.z.mT @ (self.penalty * (y - p))
 
     def apply_head(self, head: Tensor, z: Tensor) -> Tensor:
-        """Return gamma w_k . f(x) (Eq. 12).
+        """Return gamma w_k . f(x).
 
         Args:
             head: w (D, W).

@@ -10,9 +10,9 @@ paper                   here
 ======================  ==============================================
 omega                   ``backbone``
 X, Y                    embedded support with a column of ones; labels as rows of zeros and a one
-W                       ``ridge`` (Eq. 4), by Woodbury's identity (Eq. 6) where that is smaller
+W                       ``ridge``, by Woodbury's identity where that is smaller
 lambda                  ``exp(log_penalty)``, learned
-alpha, beta             ``exp(log_scale)``, ``shift``, learned (Eq. 7)
+alpha, beta             ``exp(log_scale)``, ``shift``, learned
 ======================  ==============================================
 
 Differs from the paper: the learned scalars start at 1 (lambda), 10 (alpha) and 0 (beta), and lambda and alpha are kept
@@ -54,7 +54,7 @@ class R2D2(EmbeddingLearner):
         self.shift = nn.Parameter(torch.zeros(()))
 
     def fit_head(self, support: Labelled) -> Tensor:
-        """Solve for the weights (Eq. 6).
+        """Solve for the weights.
 
         Args:
             support: the embedded support.
@@ -66,7 +66,7 @@ class R2D2(EmbeddingLearner):
         return ridge(with_ones(support.z), y, self.log_penalty.exp())
 
     def apply_head(self, head: Tensor, z: Tensor) -> Tensor:
-        """Return alpha X W + beta (Eq. 7).
+        """Return alpha X W + beta.
 
         Args:
             head: (D + 1, W).

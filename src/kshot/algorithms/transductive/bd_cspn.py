@@ -10,8 +10,8 @@ pseudo-labelled queries that join the mean.
 paper                   here
 ======================  ==============================================
 F_theta                 ``backbone``, with cosines to prototypes (CSPN)
-xi                      mean of the support minus mean of the queries, added to the queries (Eq. 8)
-P_n, P'_n               prototype, rectified prototype (Eq. 5 and 6)
+xi                      mean of the support minus mean of the queries, added to the queries
+P_n, P'_n               prototype, rectified prototype
 Z                       ``n_confident``
 tau, epsilon            ``scale``: factor of the cosines, in answers and in weights
 ======================  ==============================================
@@ -85,7 +85,7 @@ class BDCSPN(PretrainedLearner):
         Returns:
             Logits (Q, W).
         """
-        z = z + head["z"].mean(0) - z.mean(0)  # Eq. 8
+        z = z + head["z"].mean(0) - z.mean(0)
         cosines = unit(z) @ unit(head["means"]).mT
         assigned = memberships(cosines.argmax(-1), cosines.shape[-1], z.dtype)
         least = (cosines - 4 * (1 - assigned)).topk(min(self.n_confident, len(z)), 0).values[-1]

@@ -3,17 +3,17 @@
 Paper: Imtiaz Masud Ziko, Jose Dolz, Eric Granger, Ismail Ben Ayed, "Laplacian Regularized Few-Shot Learning",
 ICML 2020, arXiv:2006.15486.
 
-Idea: give each query its nearest prototype, and let near neighbours among the queries agree, by a few fixed-point steps.
+Idea: give each query its nearest prototype, and let near neighbours among the queries agree.
 
 ======================  ==============================================
 paper                   here
 ======================  ==============================================
 f_theta                 ``backbone``; features of length one
-m_c                     prototypes, rectified by the queries that are nearest to them (section 2.4)
+m_c                     prototypes, rectified by the queries that are nearest to them
 a_q                     squared distances to the prototypes
 w(x_p, x_q)             1 for the ``n_neighbours`` nearest queries of a query (k = 3)
 lambda                  ``lam``
-y_q                     answers, by the bound updates (Eq. 12)
+y_q                     answers, by the bound updates
 ======================  ==============================================
 
 Differs from the paper: lambda is an option (the paper chooses it on the validation set, from 0.1 to 1.5); 20 bound
@@ -106,7 +106,7 @@ class LaplacianShot(PretrainedLearner):
         unary, near = squared_distances(z, prototypes), neighbours(z, self.n_neighbours)
         logits = -unary
         for _ in range(self.n_steps):
-            logits = -unary + self.lam * near @ torch.softmax(logits, -1)  # Eq. 12
+            logits = -unary + self.lam * near @ torch.softmax(logits, -1)
         return logits
 
 

@@ -10,10 +10,10 @@ taking its share of the queries.
 paper                   here
 ======================  ==============================================
 f_phi                   ``backbone``
-beta, epsilon           ``power`` 0.5 and 1e-6 of the power transform (Eq. 2)
-M*                      ``sinkhorn`` assignments (Eq. 4 and 5)
+beta, epsilon           ``power`` 0.5 and 1e-6 of the power transform
+M*                      ``sinkhorn`` assignments
 lambda                  ``sharpness``
-mu_j, alpha             (Eq. 6 and 7) moved by ``rate`` in each of ``n_steps``
+mu_j, alpha moved by ``rate`` in each of ``n_steps``
 ======================  ==============================================
 
 Differs from the paper: negative features, which its networks do not have, are taken as zero. It assumes that every
@@ -103,12 +103,12 @@ class PTMAP(PretrainedLearner):
         z, centres = self.transformed(z), head["centres"]
         for _ in range(self.n_steps):
             assigned = torch.cat([head["labels"], self.assignment(z, centres)])
-            means = assigned.mT @ torch.cat([head["z"], z]) / assigned.sum(0).unsqueeze(-1)  # Eq. 6
-            centres = centres + self.rate * (means - centres)  # Eq. 7
+            means = assigned.mT @ torch.cat([head["z"], z]) / assigned.sum(0).unsqueeze(-1)
+            centres = centres + self.rate * (means - centres)
         return self.assignment(z, centres).clamp(min=torch.finfo(z.dtype).tiny).log()
 
     def assignment(self, z: Tensor, centres: Tensor) -> Tensor:
-        """Share the queries out (Eq. 5).
+        """Share the queries out.
 
         Args:
             z: (Q, D).
@@ -121,7 +121,7 @@ class PTMAP(PretrainedLearner):
         return sinkhorn(-self.sharpness * squared_distances(z, centres), columns)
 
     def transformed(self, z: Tensor) -> Tensor:
-        """Raise features to a power and bring them to length one (Eq. 2).
+        """Raise features to a power and bring them to length one.
 
         Args:
             z: (N, D).

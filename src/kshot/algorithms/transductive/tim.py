@@ -10,9 +10,9 @@ paper                   here
 ======================  ==============================================
 f_phi                   ``backbone``; features of length one
 W = {w_k}               head (W, D), from the class means
-p_ik                    softmax of -tau / 2 * |w_k - z_i|^2 (Eq. 2)
-lambda, alpha           ``lam``, ``alpha`` of the loss lambda CE - (H(Y) - alpha H(Y | X)) (Eq. 3)
-q_ik, w_k               the alternating steps of TIM-ADM (Eq. 6 and 7)
+p_ik                    softmax of -tau / 2 * |w_k - z_i|^2
+lambda, alpha           ``lam``, ``alpha`` of the loss lambda CE - (H(Y) - alpha H(Y | X))
+q_ik, w_k               the alternating steps of TIM-ADM
 ======================  ==============================================
 
 Differs from the paper: none in inference, of which this is TIM-ADM. It assumes queries spread about evenly over the
@@ -34,8 +34,8 @@ from kshot.nn.heads import class_means, memberships, squared_distances, unit
 @register(
     "tim",
     family="transductive",
-    paper="Boudiaf, Ziko, Rony, Dolz, Piantanida, Ben Ayed, Transductive Information Maximization For Few-Shot Learning, "
-    "NeurIPS 2020, arXiv:2008.11297",
+    paper="Boudiaf, Ziko, Rony, Dolz, Piantanida, Ben Ayed, Transductive Information Maximization For Few-Shot "
+    "Learning, NeurIPS 2020, arXiv:2008.11297",
 )
 class TIM(PretrainedLearner):
     """Transductive information maximisation, by alternating directions.
@@ -103,7 +103,7 @@ class TIM(PretrainedLearner):
         weight = len(known) / len(z)
         for _ in range(self.n_steps):
             q = self.targets(z, w)
-            # Eq. 7: a mean of support and queries, and of the pull of the present answers.
+            # A mean of support and queries, and of the pull of the present answers.
             p, pq = self.answers(known, w), self.answers(z, w)
             pulled = share * (labels.mT @ known + p.sum(0).unsqueeze(-1) * w - p.mT @ known)
             pulled = pulled + weight * (q.mT @ z + pq.sum(0).unsqueeze(-1) * w - pq.mT @ z)
@@ -111,7 +111,7 @@ class TIM(PretrainedLearner):
         return -self.temperature / 2 * squared_distances(z, w)
 
     def answers(self, z: Tensor, w: Tensor) -> Tensor:
-        """Probabilities of the classes (Eq. 2).
+        """Probabilities of the classes.
 
         Args:
             z: (N, D).
@@ -123,7 +123,7 @@ class TIM(PretrainedLearner):
         return torch.softmax(-self.temperature / 2 * squared_distances(z, w), -1)
 
     def targets(self, z: Tensor, w: Tensor) -> Tensor:
-        """Targets of the queries, sharper than the answers and balanced over the classes (Eq. 6).
+        """Targets of the queries, sharper than the answers and balanced over the classes.
 
         Args:
             z: queries (Q, D).

@@ -3,14 +3,14 @@
 Paper: Guneet Dhillon, Pratik Chaudhari, Avinash Ravichandran, Stefano Soatto, "A Baseline for Few-Shot Image
 Classification", ICLR 2020, arXiv:1909.02729.
 
-Idea: tune the whole network so that it is right about the support and sure about the queries, whose labels nobody knows.
+Idea: tune the whole network so that it is right about the support, and sure about the queries.
 
 ======================  ==============================================
 paper                   here
 ======================  ==============================================
 theta                   parameters of ``backbone`` and of the new layer
-w_k                     mean embedding of class k, of length one: the start of the new layer (Eq. 5)
-H(p(. | x))             ``entropy``, the mean over the queries (Eq. 8)
+w_k                     mean embedding of class k, of length one: the start of the new layer
+H(p(. | x))             ``entropy``, the mean over the queries
 ======================  ==============================================
 
 Differs from the paper: the new layer sits on the embedding; the authors put it on the training classes' logits after a
@@ -156,7 +156,7 @@ class TransductiveFineTuning(PretrainedLearner):
 
 
 def entropy(logits: Tensor) -> Tensor:
-    """Mean entropy of softmax answers (Eq. 8).
+    """Mean entropy of softmax answers.
 
     Args:
         logits: (Q, W).

@@ -29,17 +29,17 @@ class NGrams(SequenceSource):
     """Bits of random n-gram tables. A plan is a dict of ``bits`` (T, L).
 
     Args:
-        n_steps: L, bits of a sequence.
-        n_context: bits on which the next one depends, one less than n.
+        n_bits: L, bits of a sequence.
+        context_bits: bits on which the next one depends, one less than n.
     """
 
     name = "ngrams"
 
-    def __init__(self, *, n_steps: int = 200, n_context: int = 5) -> None:
+    def __init__(self, *, n_bits: int = 200, context_bits: int = 5) -> None:
         super().__init__(one_length=True)
-        self.n_context = at_least("n_context", n_context)
-        self.n_steps = at_least("n_steps", n_steps)
-        self.n_shot, self.n_query = 1, n_steps
+        self.context_bits = at_least("context_bits", context_bits)
+        self.n_bits = at_least("n_bits", n_bits)
+        self.n_shot, self.n_query = 1, n_bits
         self.spec = Spec("sequence", (1,), 1)
 
     def draw(self, n_tasks: int, generator: torch.Generator) -> dict[str, Tensor]:
@@ -53,12 +53,12 @@ class NGrams(SequenceSource):
             The plan.
         """
         # The square of the sine of a uniform angle has the distribution Beta(1/2, 1/2).
-        angle = torch.rand(n_tasks, 2**self.n_context, generator=generator, dtype=torch.float64) * (torch.pi / 2)
+        angle = torch.rand(n_tasks, 2**self.context_bits, generator=generator, dtype=torch.float64) * (torch.pi / 2)
         table = angle.sin().square()
-        bits = random_bits(n_tasks, self.n_steps, generator=generator)
-        chance = torch.rand(n_tasks, self.n_steps, generator=generator, dtype=torch.float64)
-        for i in range(self.n_context, self.n_steps):
-            context = contexts(bits[:, i - self.n_context : i], self.n_context)
+        bits = random_bits(n_tasks, self.n_bits, generator=generator)
+        chance = torch.rand(n_tasks, self.n_bits, generator=generator, dtype=torch.float64)
+        for i in range(self.context_bits, self.n_bits):
+            context = contexts(bits[:, i - self.context_bits : i], self.context_bits)
             bits[:, i] = chance[:, i] < table.gather(1, context[:, -1:])[:, 0]
         return {"bits": bits}
 
@@ -84,54 +84,54 @@ class NGrams(SequenceSource):
         Returns:
             Logits (T, L, 1).
         """
-        p = optimal_probabilities(episodes.query.y[..., 0], self.n_context)
+        p = optimal_probabilities(episodes.query.y[..., 0], self.context_bits)
         return torch.logit(p)[..., None]
 
 
-def contexts(bits: Tensor, n_context: int) -> Tensor:
+def contexts(bits: Tensor, context_bits: int) -> Tensor:
     """Number the values of the bits before each place.
 
     Args:
         bits: (T, L) of zeros and ones.
-        n_context: C, how many bits count.
+        context_bits: C, how many bits count.
 
     Returns:
         int64 (T, L - C + 1) of 0..2^C - 1: the first is that of the bits 0..C-1, which stand before bit C.
     """
-    weights = 2 ** torch.arange(n_context, device=bits.device)
-    return (bits.long().unfold(1, n_context, 1) * weights).sum(-1)
+    weights = 2 ** torch.arange(context_bits, device=bits.device)
+    return (bits.long().unfold(1, context_bits, 1) * weights).sum(-1)
 
 
-def optimal_probabilities(bits: Tensor, n_context: int = 5) -> Tensor:
+def optimal_probabilities(bits: Tensor, context_bits: int = 5) -> Tensor:
     """Predict each bit as well as the bits before it allow, by the mean of the posterior over the table.
 
     Args:
         bits: (T, L) of zeros and ones.
-        n_context: C, bits on which the next one depends.
+        context_bits: C, bits on which the next one depends.
 
     Returns:
         float64 (T, L): the probability that each bit is one, a half for the first C. Takes T L^2 numbers.
     """
     n_tasks, length = bits.shape
     found = torch.full((n_tasks, length), 0.5, dtype=torch.float64, device=bits.device)
-    if length <= n_context:
+    if length <= context_bits:
         return found
-    context, following = contexts(bits[:, :-1], n_context), bits[:, n_context:].double()
+    context, following = contexts(bits[:, :-1], context_bits), bits[:, context_bits:].double()
     seen = (context[:, :, None] == context[:, None, :]).double().tril(-1)  # the same bits, earlier
     ones = (seen * following[:, None, :]).sum(-1)
-    found[:, n_context:] = (ones + 0.5) / (seen.sum(-1) + 1)
+    found[:, context_bits:] = (ones + 0.5) / (seen.sum(-1) + 1)
     return found
 
 
-def ngrams_tasks(split: str, *, n_steps: int = 200, n_context: int = 5) -> NGrams:
+def ngrams_tasks(split: str, *, n_bits: int = 200, context_bits: int = 5) -> NGrams:
     """Make bits of random n-gram tables: the ``tasks`` of "ngrams".
 
     Args:
         split: every one is a stream of the same distribution.
-        n_steps: bits of a sequence.
-        n_context: bits on which the next one depends.
+        n_bits: bits of a sequence.
+        context_bits: bits on which the next one depends.
 
     Returns:
         The task source.
     """
-    return NGrams(n_steps=n_steps, n_context=n_context)
+    return NGrams(n_bits=n_bits, context_bits=context_bits)

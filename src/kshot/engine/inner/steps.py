@@ -78,7 +78,7 @@ def unrolled(
         direction, memory = rule.direction(grads, memory, i, tensors)
         rate = rate_at(rates, i)
         params = {k: p - rate(k) * direction[k] for k, p in params.items()}
-        _look({f"the gradient of {k}": g for k, g in grads.items()} | params, i)
+        _look(grads, params, i)
         return params, buffers, memory
 
     if every:
@@ -134,6 +134,8 @@ def matching(params: Named, patterns: Sequence[str]) -> list[str]:
     Raises:
         UserError: a pattern fits no name.
     """
+    if tuple(patterns) == ("*",):
+        return list(params)
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in params):
             shown = ", ".join(list(params)[:8]) + (", ..." if len(params) > 8 else "")
@@ -171,7 +173,7 @@ def sgd_steps(
 
         grads, buffers = gradient(of_params, weights.params, constant=first_order)
         params = {k: p - lr * grads[k] for k, p in weights.params.items()}
-        _look({f"the gradient of {k}": g for k, g in grads.items()} | params, i)
+        _look(grads, params, i)
         return Weights(params, buffers)
 
     weights = start
@@ -204,9 +206,9 @@ def watching() -> Iterator[None]:
         _watched.reset(token)
 
 
-def _look(named: Named, step: int) -> None:
+def _look(grads: Named, params: Named, step: int) -> None:
     if not _watched.get():
         return
-    for name, t in named.items():
+    for name, t in ({f"the gradient of {k}": g for k, g in grads.items()} | params).items():
         if not bool(torch.isfinite(t).all()):
             raise InnerDivergence(f"{name} in inner step {step + 1}")

@@ -10,8 +10,12 @@ from typing import Any
 from kshot.evaluation.history import read_history
 from kshot.evaluation.record import Record
 from kshot.evaluation.statistics import mean_ci95
+from kshot.experiment.instances import by_instance, told
 from kshot.experiment.recipes.recipe import Row
 from kshot.experiment.run import evaluate_run, run_config
+
+#: Examples of each class in a sequence, as in the paper of MANN.
+N_INSTANCES = 10
 
 
 @dataclass(frozen=True)
@@ -57,12 +61,15 @@ def measure(row: Row, run: Path, root: Path | None) -> Record | Milestone:
 
     Returns:
         The record of a test; or, for a row "until" a bound, when its validation met it. Of a row with "excess" the
-        number is what it costs more than the best possible answers, each sequence beside itself.
+        number is what it costs more than the best possible answers, each sequence beside itself; of a row with
+        "instance", accuracy at that example of a class, of ten.
     """
     test = dict(row.test)
-    steps, until, excess = (test.pop(name, None) for name in ("steps", "until", "excess"))
+    steps, until, excess, instance = (test.pop(name, None) for name in ("steps", "until", "excess", "instance"))
     if until is not None:
         return milestone(run, until)
+    if instance is not None:
+        return _at_instance(instance, test, run, root)
     options = {"n_inner_steps_eval": steps} if steps else None
     _, _, scores, record = evaluate_run(run, options=options, root=root, **test)
     if not excess:
@@ -71,6 +78,14 @@ def measure(row: Row, run: Path, root: Path | None) -> Record | Milestone:
     found = mean_ci95(over)
     kept = {k: v for k, v in record.extra.items() if k != "per_episode"} | {scores.metric: record.mean}
     return replace(record, metric=f"excess_{scores.metric}", mean=found.mean, ci95=found.ci95, extra=kept)
+
+
+def _at_instance(instance: int, test: dict[str, Any], run: Path, root: Path | None) -> Record:
+    learner, source, _, record = evaluate_run(run, root=root, **{**test, "n_episodes": 2})
+    found = by_instance(learner, source, N_INSTANCES, n_episodes=test["n_episodes"])
+    at = mean_ci95(found.scores(instance).per_episode["accuracy"])
+    kept = {k: v for k, v in told(record, found).extra.items() if k not in ("per_episode", "calibration_bins", "ece")}
+    return replace(record, mean=at.mean, ci95=at.ci95, n_episodes=test["n_episodes"], extra=kept)
 
 
 def milestone(run: Path, below: float) -> Milestone:

@@ -19,7 +19,7 @@ class Row:
         least: the least that we ask of ourselves; None for a number that stands beside it.
         source: where the published number was read.
         test: how ``evaluate_run`` is called, beside what ``kshot.experiment.recipes.measure`` knows: "steps" (inner
-            ones), "until" (a validation) or "excess" (over the best possible).
+            ones), "until" (a validation), "excess" (over the best possible) or "instance" (of a class).
         over_seeds: what stands for several trainings: their mean, their median, or the largest number.
     """
 

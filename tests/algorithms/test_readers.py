@@ -1,0 +1,135 @@
+"""What learners share that read labelled examples as a sequence, and how safe their cells are."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kshot.algorithms import DNC, LSTM, MANN
+from kshot.core import Episode, Spec, Split, UserError
+from kshot.core.episode import unbind
+from kshot.engine.reading import Reader
+from kshot.nn.flat import Flat
+from kshot.nn.memory.cell import Cell
+from kshot.nn.memory.dnc import DNCCell
+from kshot.nn.memory.labelled import offset, shown, shuffled
+from kshot.nn.memory.lrua import LRUACell
+from kshot.nn.memory.lstm import LSTMCell
+from kshot.nn.memory.similarity import cosine
+from kshot.testing import synthetic_episode, synthetic_episodes
+
+SPEC = Spec("classification", (4,), 3)
+CELLS = {
+    "lstm": lambda: LSTMCell(3, 4, 2),
+    "lrua": lambda: LRUACell(3, 4, n_slots=6, slot_width=3, n_heads=2),
+    "dnc": lambda: DNCCell(3, 4, n_slots=5, slot_width=3, n_heads=2),
+}
+
+
+def test_labels_come_one_step_late() -> None:
+    z, y = torch.arange(3.0)[:, None], torch.tensor([2, 0, 1])
+    got = offset(z, shown(y, 3, z))
+    assert got.tolist() == [[0, 0, 0, 0], [1, 0, 0, 1], [2, 1, 0, 0]]
+    assert offset(z[:0], shown(y[:0], 3, z)).shape == (0, 4)
+    targets = torch.tensor([[0.5], [0.25]], dtype=torch.float64)
+    assert torch.equal(shown(targets, 1, z), targets.float())
+
+
+def test_examples_of_each_task_are_put_into_its_own_order() -> None:
+    t = torch.randn(4, 2, 3)
+    order = torch.tensor([[3, 0], [1, 1], [0, 3], [2, 2]])
+    got = shuffled(order, t)
+    assert torch.equal(got[:, 0], t[[3, 1, 0, 2], 0])
+    assert torch.equal(got[:, 1], t[[0, 1, 3, 2], 1])
+    assert torch.equal(shuffled(order, t[..., 0]), got[..., 0])
+
+
+def one_sequence(learner: Reader, episode: Episode, order: Tensor) -> Tensor:
+    """The loss of training, for a known order: every step from those before it, by ``adapt`` and ``predict``."""
+    x = torch.cat([episode.support.x, episode.query.x])[order]
+    y = torch.cat([episode.support.y, episode.query.y])[order]
+    losses = []
+    for t in range(len(y)):
+        logits = learner.predict(learner.adapt(Split(x[:t], y[:t], 3)), x[t : t + 1])
+        losses.append(F.cross_entropy(logits, y[t : t + 1]))
+    return torch.stack(losses).mean()
+
+
+@pytest.mark.parametrize("make", [LSTM, MANN, DNC])
+def test_training_judges_every_step_of_one_mixed_sequence(make: type[Reader]) -> None:
+    learner = make(Flat((4,)), SPEC, n_hidden=5).double().train()
+    episodes = synthetic_episodes(SPEC, 2, n_shot=1, n_query=2)
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(0)
+        got = learner.outer_losses(episodes)
+        torch.manual_seed(0)
+        orders = torch.rand(9, 2).argsort(0).unbind(1)
+        expected = torch.stack([one_sequence(learner, e, o) for e, o in zip(unbind(episodes), orders, strict=True)])
+    assert not torch.equal(*orders)
+    torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-10)
+
+
+def test_evaluation_keeps_the_order_and_follow_gives_its_answers() -> None:
+    learner = LSTM(Flat((4,)), SPEC, n_hidden=5).double().eval()
+    episode = synthetic_episode(SPEC, n_shot=1, n_query=2)
+    x, y = (torch.cat([getattr(part, name) for part in episode]) for name in ("x", "y"))
+    with torch.no_grad():
+        loss = learner.outer_loss(episode)
+        torch.testing.assert_close(loss, one_sequence(learner, episode, torch.arange(len(y))))
+        torch.testing.assert_close(loss, F.cross_entropy(learner.follow(Split(x, y, 3)), y))
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_scan_is_step_after_step_in_any_batch_and_under_vmap(name: str) -> None:
+    cell = CELLS[name]().double()
+    x = torch.randn(5, 2, 3, 3, dtype=torch.float64)
+    outputs, state = cell.scan(x, cell.start((2, 3)))
+    plain, end = Cell.scan(cell, x[:, 1, 2], cell.start())
+    torch.testing.assert_close(outputs[:, 1, 2], plain, rtol=1e-10, atol=1e-12)
+    for mine, theirs in zip(state, end, strict=True):
+        torch.testing.assert_close(mine[1, 2], theirs, rtol=1e-10, atol=1e-12)
+    mapped = torch.func.vmap(lambda one: cell.scan(one, cell.start())[0], in_dims=1, out_dims=1)(x[:, :, 0])
+    torch.testing.assert_close(mapped, outputs[:, :, 0], rtol=1e-10, atol=1e-12)
+    nothing, same = cell.scan(x[:0], state)
+    assert nothing.shape == (0, 2, 3, cell.n_features)
+    assert same is state
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_gradients_of_a_cell_once_and_twice(name: str) -> None:
+    cell = CELLS[name]().double()
+    x = torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x: cell.scan(x, cell.start())[0], x, atol=1e-4)
+    assert torch.autograd.gradgradcheck(lambda x: cell.scan(x, cell.start())[0], x, atol=1e-3, fast_mode=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", CELLS)
+def test_an_empty_memory_has_finite_gradients(name: str, dtype: torch.dtype) -> None:
+    """Rows of zeros have no direction; keys of zeros neither."""
+    cell = CELLS[name]().to(dtype)
+    for scale in (0.0, 1.0, 100.0):
+        cell.zero_grad()
+        x = scale * torch.randn(12, 2, 3, dtype=dtype)
+        cell.scan(x, cell.start((2,)))[0].square().sum().backward()
+        assert all(bool(torch.isfinite(p.grad).all()) for p in cell.parameters())
+
+
+def test_cosine_is_that_of_the_textbook_and_zero_at_zero() -> None:
+    keys, memory = torch.randn(2, 3, 4, dtype=torch.float64), torch.randn(2, 5, 4, dtype=torch.float64)
+    expected = F.cosine_similarity(keys.unsqueeze(-2), memory.unsqueeze(-3), dim=-1)
+    torch.testing.assert_close(cosine(keys, memory), expected, rtol=1e-5, atol=1e-5)
+    assert not cosine(torch.zeros(1, 4), torch.randn(3, 4)).any()
+
+
+def test_doors() -> None:
+    with pytest.raises(UserError, match="expected n_layers of at least 1, got 0"):
+        LSTMCell(3, 4, 0)
+    with pytest.raises(UserError, match="more rows of memory than heads"):
+        LRUACell(3, n_slots=4, n_heads=4)
+    with pytest.raises(UserError, match="usage_decay between 0 and 1"):
+        LRUACell(3, usage_decay=1.5)
+    with pytest.raises(UserError, match="expected n_heads of at least 1"):
+        DNCCell(3, n_heads=0)
+    with pytest.raises(UserError, match="without it"):
+        LSTM(nn.Identity(), SPEC)

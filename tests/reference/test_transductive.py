@@ -1,0 +1,123 @@
+"""Transductive methods by plain loops, written from the papers (float64)."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from kshot.algorithms import BDCSPN, PTMAP, TIM, LaplacianShot
+from kshot.core import Episode, Learner, Spec
+from kshot.nn.flat import Flat
+from kshot.testing import synthetic_episode
+
+WAYS, WIDTH = 3, 6
+SPEC = Spec("classification", (WIDTH,), WAYS)
+
+
+def answers(learner: Learner, one: Episode) -> Tensor:
+    learner = learner.double().eval()
+    with torch.no_grad():
+        return learner.predict(learner.adapt(one.support), one.query.x)
+
+
+def means(z: Tensor, y: Tensor) -> Tensor:
+    return torch.stack([z[y == c].mean(0) for c in range(WAYS)])
+
+
+def test_bd_cspn() -> None:
+    one = synthetic_episode(SPEC, n_query=5)
+    x, y = one.support.x, one.support.y
+    xq = one.query.x + x.mean(0) - one.query.x.mean(0)
+    prototypes = means(x, y)
+    cosines = torch.stack([torch.stack([F.cosine_similarity(q, p, dim=0) for p in prototypes]) for q in xq])
+    rectified = []
+    for c in range(WAYS):
+        mine = sorted(
+            (i for i in range(len(xq)) if int(cosines[i].argmax()) == c), key=lambda i, c=c: -float(cosines[i, c])
+        )
+        members = [*x[y == c], *(xq[i] for i in mine[:2])]
+        weights = [torch.exp(10 * F.cosine_similarity(m, prototypes[c], dim=0)) for m in members]
+        rectified.append(sum((w * m for w, m in zip(weights, members, strict=True)), torch.zeros(WIDTH)) / sum(weights))
+    expected = torch.stack([torch.stack([10 * F.cosine_similarity(q, p, dim=0) for p in rectified]) for q in xq])
+    got = answers(BDCSPN(Flat((WIDTH,)), n_confident=2), one)
+    torch.testing.assert_close(got, expected, rtol=1e-8, atol=1e-8)
+
+
+def tim_loss(w: Tensor, x: Tensor, y: Tensor, xq: Tensor) -> float:
+    """The loss of TIM with lambda = alpha = 0.1."""
+    p, pq = (torch.softmax(-7.5 * torch.cdist(z, w) ** 2, 1) for z in (x, xq))
+    cross = -p.log()[torch.arange(len(y)), y].mean()
+    marginal = pq.mean(0)
+    return float(0.1 * cross + (marginal * marginal.log()).sum() - 0.1 * (pq * pq.log()).sum(1).mean())
+
+
+def test_tim_by_alternating_directions() -> None:
+    one = synthetic_episode(SPEC, n_query=5)
+    x, xq, y = F.normalize(one.support.x), F.normalize(one.query.x), one.support.y
+    w, before = means(x, y), tim_loss(means(x, y), x, y, xq)
+    n, nq, onehot = len(x), len(xq), F.one_hot(y, WAYS).double()
+    for _ in range(10):
+        p = torch.softmax(-7.5 * torch.cdist(x, w) ** 2, 1)
+        pq = torch.softmax(-7.5 * torch.cdist(xq, w) ** 2, 1)
+        q = torch.stack([pq[i] ** 1.1 / (pq**1.1).sum(0).sqrt() for i in range(nq)])
+        q = q / q.sum(1, keepdim=True)
+        new = []
+        for k in range(WAYS):
+            top = torch.zeros(WIDTH, dtype=torch.float64)
+            for i in range(n):
+                top = top + 0.1 / 1.1 * (onehot[i, k] * x[i] + p[i, k] * (w[k] - x[i]))
+            for i in range(nq):
+                top = top + n / nq * (q[i, k] * xq[i] + pq[i, k] * (w[k] - xq[i]))
+            new.append(top / (0.1 / 1.1 * onehot[:, k].sum() + n / nq * q[:, k].sum()))
+        w = torch.stack(new)
+    got = answers(TIM(Flat((WIDTH,)), n_steps=10), one)
+    torch.testing.assert_close(got, -7.5 * torch.cdist(xq, w) ** 2, rtol=1e-6, atol=1e-6)
+    assert tim_loss(w, x, y, xq) < before
+
+
+def test_laplacianshot() -> None:
+    one = synthetic_episode(SPEC, n_query=5)
+    x, xq, y = F.normalize(one.support.x), F.normalize(one.query.x), one.support.y
+    xq = xq + x.mean(0) - xq.mean(0)
+    m = means(x, y)
+    nearest = [int(torch.stack([F.cosine_similarity(q, p, dim=0) for p in m]).argmax()) for q in xq]
+    prototypes = []
+    for c in range(WAYS):
+        members = [*x[y == c], *(q for q, k in zip(xq, nearest, strict=True) if k == c)]
+        weights = [torch.exp(10 * F.cosine_similarity(v, m[c], dim=0)) for v in members]
+        prototypes.append(
+            sum((w * v for w, v in zip(weights, members, strict=True)), torch.zeros(WIDTH)) / sum(weights)
+        )
+    unary = torch.cdist(xq, torch.stack(prototypes)) ** 2
+    near = []
+    for i in range(len(xq)):
+        others = sorted((j for j in range(len(xq)) if j != i), key=lambda j, i=i: float(((xq[i] - xq[j]) ** 2).sum()))
+        near.append(others[:3])
+    y_q = torch.softmax(-unary, 1)
+    logits = -unary
+    for _ in range(20):
+        logits = torch.stack(
+            [-unary[i] + 0.7 * sum((y_q[j] for j in near[i]), torch.zeros(WAYS)) for i in range(len(xq))]
+        )
+        y_q = torch.softmax(logits, 1)
+    torch.testing.assert_close(answers(LaplacianShot(Flat((WIDTH,))), one), logits, rtol=1e-7, atol=1e-7)
+
+
+def test_pt_map() -> None:
+    one = synthetic_episode(SPEC, n_query=4)
+    x, xq, y = (*(F.normalize((s.x.clamp(min=0) + 1e-6) ** 0.5) for s in one), one.support.y)
+    centres, onehot = means(x, y), F.one_hot(y, WAYS).double()
+
+    def transport(centres: Tensor) -> Tensor:
+        plan = torch.exp(-10 * torch.cdist(xq, centres) ** 2)
+        for _ in range(60):
+            plan = plan / plan.sum(0, keepdim=True) * (len(xq) / WAYS)
+            plan = plan / plan.sum(1, keepdim=True)
+        return plan
+
+    for _ in range(20):
+        assigned = torch.cat([onehot, transport(centres)])
+        new = torch.stack(
+            [(assigned[:, k : k + 1] * torch.cat([x, xq])).sum(0) / assigned[:, k].sum() for k in range(WAYS)]
+        )
+        centres = centres + 0.2 * (new - centres)
+    torch.testing.assert_close(answers(PTMAP(Flat((WIDTH,))), one).exp(), transport(centres), rtol=1e-6, atol=1e-6)
