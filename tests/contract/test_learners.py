@@ -72,7 +72,7 @@ SMALL: dict[str, dict[str, object]] = {
     "dnc": {"n_hidden": 5, "n_slots": 6, "slot_width": 4, "n_heads": 2},
     "lstm": {"n_hidden": 6},
     "mann": {"n_hidden": 5, "n_slots": 9, "slot_width": 4, "n_heads": 2},
-    "snail": {"length": 7, "n_filters": 3, "keys": (3, 4, 5), "values": (2, 3, 4)},
+    "snail": {"length": 7, "tc_filters": 3, "keys": (3, 4, 5), "values": (2, 3, 4)},
     "transformer": {"width": 8, "n_layers": 2, "n_heads": 2},
 }
 
@@ -102,8 +102,12 @@ def test_every_clause_with_the_papers_normalisation(name: str, kind: str) -> Non
     assert "cannot" not in report["batching"]
 
 
-# Steps of a sequence pass through no network that could normalise them.
-@pytest.mark.parametrize(("name", "kind"), [(name, kind) for name, kind in PAIRS if kind != "sequence"])
+#: One learner for each way of using a network: every mode of normalisation is tried on these, the default on all.
+WAYS = ("boil", "finetune", "lstm", "maml", "mamlpp", "matching", "metaoptnet", "protonet", "r2d2", "snail", "tim")
+NORMALISABLE = [(name, kind) for name, kind in PAIRS if name in WAYS and kind == "classification"]
+
+
+@pytest.mark.parametrize(("name", "kind"), NORMALISABLE)
 @pytest.mark.parametrize("normalisation", NORMALISATIONS)
 def test_every_normalisation(name: str, kind: str, normalisation: str) -> None:
     report = notes(check_learner(built(name, normalisation), SPECS[kind], clauses=NORMALISED))
@@ -145,9 +149,10 @@ def test_pytorchs_own_check_of_gradients_agrees(name: str, kind: str) -> None:
     assert torch.autograd.gradcheck(loss, weights, fast_mode=True)
 
 
+#: The learners that have kernels, or did when others were written after them.
 CONV4 = [
-    pytest.param(name, n, marks=[] if n == m.learner.default_normalisation else pytest.mark.slow)
-    for name, m in methods().items()
+    pytest.param(name, n, marks=[] if n == methods()[name].learner.default_normalisation else pytest.mark.slow)
+    for name in ("maml", "protonet")
     for n in ("running", "episode")
 ]
 
@@ -169,9 +174,13 @@ def test_batchings_agree_on_the_networks_of_the_papers(name: str, normalisation:
         assert (kind in report[0].note) is getattr(learner.train(), kind)
 
 
+#: One learner for each way of being compiled; a program takes minutes, and all learners would take hours.
+COMPILED = [(name, kind) for name, kind in PAIRS if name in ("maml", "protonet")]
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize(("name", "kind"), PAIRS)
+@pytest.mark.parametrize(("name", "kind"), COMPILED)
 def test_compiled_programs_agree(name: str, kind: str) -> None:
     report = check_learner(built(name), SPECS[kind], clauses=["batching"], compiled=True)
     assert {"loop, compiled", "vmap, compiled"} <= set(report[0].note.split("; "))

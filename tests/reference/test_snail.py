@@ -12,7 +12,7 @@ from kshot.core import Spec, UserError
 from kshot.nn.causal import AttentionBlock, DenseBlock, TCBlock
 from kshot.testing import synthetic_episode, tiny_backbone
 
-SIZES = {"n_filters": 3, "keys": (3, 4, 5), "values": (2, 3, 4)}
+SIZES = {"tc_filters": 3, "keys": (3, 4, 5), "values": (2, 3, 4)}
 
 
 def dense_block(block: DenseBlock, x: Tensor) -> Tensor:

@@ -45,7 +45,7 @@ class Baseline(PretrainedLearner):
         classifier: maps embeddings to logits of the training classes; None on embeddings that come from elsewhere.
         inner_lr: learning rate of the new layer.
         n_inner_steps: steps of SGD with momentum 0.9 and dampening 0.9.
-        weight_decay: of the new layer.
+        head_decay: of the new layer.
 
     Raises:
         UserError: a number that makes no sense.
@@ -58,17 +58,17 @@ class Baseline(PretrainedLearner):
         *,
         inner_lr: float = 0.01,
         n_inner_steps: int = 100,
-        weight_decay: float = 0.001,
+        head_decay: float = 0.001,
     ) -> None:
         super().__init__(backbone, classifier)
-        if n_inner_steps < 1 or not inner_lr > 0 or weight_decay < 0:
+        if n_inner_steps < 1 or not inner_lr > 0 or head_decay < 0:
             raise UserError(
-                f"expected n_inner_steps >= 1, inner_lr > 0 and weight_decay >= 0, got {n_inner_steps}, {inner_lr} and "
-                f"{weight_decay}; the defaults are the paper's"
+                f"expected n_inner_steps >= 1, inner_lr > 0 and head_decay >= 0, got {n_inner_steps}, {inner_lr} and "
+                f"{head_decay}; the defaults are the paper's"
             )
         # Dampening multiplies every gradient by 1 - 0.9: the same as a rate of a tenth.
         self.inner = Inner((1 - _MOMENTUM) * inner_lr, n_inner_steps, momentum(_MOMENTUM), first_order=True)
-        self.weight_decay = weight_decay
+        self.head_decay = head_decay
 
     def fit_head(self, support: Labelled) -> dict[str, Tensor]:
         """Train a linear layer on the embedded support.
@@ -83,7 +83,7 @@ class Baseline(PretrainedLearner):
         def loss(weights: Weights, given: Split, step: int) -> tuple[Tensor, Weights]:
             squares = sum((p * p).sum() for p in weights.params.values())
             return F.cross_entropy(self.apply_head(weights.params, given.x), given.y) + (
-                self.weight_decay / 2 * squares
+                self.head_decay / 2 * squares
             ), weights
 
         z = support.z

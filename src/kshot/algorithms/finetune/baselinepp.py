@@ -91,7 +91,7 @@ class BaselinePP(PretrainedLearner):
         scale: factor of the cosines before the softmax.
         inner_lr: learning rate of the new layer.
         n_inner_steps: steps of SGD with momentum 0.9 and dampening 0.9.
-        weight_decay: of the new layer.
+        head_decay: of the new layer.
 
     Raises:
         UserError: a number that makes no sense.
@@ -105,16 +105,16 @@ class BaselinePP(PretrainedLearner):
         scale: float = 10.0,
         inner_lr: float = 0.01,
         n_inner_steps: int = 100,
-        weight_decay: float = 0.001,
+        head_decay: float = 0.001,
     ) -> None:
         super().__init__(backbone, classifier)
-        if n_inner_steps < 1 or not (inner_lr > 0 and scale > 0) or weight_decay < 0:
+        if n_inner_steps < 1 or not (inner_lr > 0 and scale > 0) or head_decay < 0:
             raise UserError(
-                f"expected n_inner_steps >= 1, inner_lr > 0, scale > 0 and weight_decay >= 0, got {n_inner_steps}, "
-                f"{inner_lr}, {scale} and {weight_decay}; the defaults are the paper's"
+                f"expected n_inner_steps >= 1, inner_lr > 0, scale > 0 and head_decay >= 0, got {n_inner_steps}, "
+                f"{inner_lr}, {scale} and {head_decay}; the defaults are the paper's"
             )
         self.inner = Inner((1 - _MOMENTUM) * inner_lr, n_inner_steps, momentum(_MOMENTUM), first_order=True)
-        self.scale, self.weight_decay = scale, weight_decay
+        self.scale, self.head_decay = scale, head_decay
 
     @classmethod
     def from_backbone(cls, backbone: nn.Module, spec: Spec, **options: Any) -> BaselinePP:
@@ -144,7 +144,7 @@ class BaselinePP(PretrainedLearner):
         def loss(weights: Weights, given: Split, step: int) -> tuple[Tensor, Weights]:
             w = weights.params["weight"]
             fit = F.cross_entropy(self.apply_head(w, given.x), given.y)
-            return fit + self.weight_decay / 2 * (w * w).sum(), weights
+            return fit + self.head_decay / 2 * (w * w).sum(), weights
 
         start = {"weight": class_means(support.z, support.y, support.ways)}
         (last,) = unrolled(loss, Weights(start, {}), Split(support.z, support.y, support.ways), self.inner)

@@ -48,7 +48,7 @@ class SNAIL(EmbeddingLearner):
         backbone: maps (N, ...) to embeddings (N, D).
         spec: what the tasks look like.
         length: T, the longest sequence to be seen whole: 6 in 5-way 1-shot, 26 in 5-way 5-shot, 21 in 20-way 1-shot.
-        n_filters: D of the temporal convolutions; 128 in the paper.
+        tc_filters: D of the temporal convolutions; 128 in the paper.
         keys: sizes of the keys of the three attentions; 64, 256, 512 in the paper.
         values: sizes of their values; 32, 128, 256 in the paper.
 
@@ -67,17 +67,17 @@ class SNAIL(EmbeddingLearner):
         spec: Spec,
         *,
         length: int = 26,
-        n_filters: int = 128,
+        tc_filters: int = 128,
         keys: tuple[int, ...] = (64, 256, 512),
         values: tuple[int, ...] = (32, 128, 256),
     ) -> None:
         super().__init__(backbone)
         if len(keys) != 3 or len(values) != 3:
             raise UserError(f"expected keys and values of three attentions, got {keys} and {values}; give three each")
-        if min(length - 1, n_filters, *keys, *values) < 1:
+        if min(length - 1, tc_filters, *keys, *values) < 1:
             raise UserError(
                 f"expected sizes of at least 1 and a length of at least 2, got length={length}, "
-                f"n_filters={n_filters}, keys={keys}, values={values}"
+                f"tc_filters={tc_filters}, keys={keys}, values={values}"
             )
         self.spec = spec
         width = int(getattr(backbone, "n_features", 0)) + spec.n_outputs
@@ -86,7 +86,7 @@ class SNAIL(EmbeddingLearner):
             layers.append(AttentionBlock(width, keys[i], values[i]))
             width += values[i]
             if i < 2:
-                convolutions = TCBlock(width, length, n_filters)
+                convolutions = TCBlock(width, length, tc_filters)
                 layers.append(convolutions)
                 width = convolutions.n_features
         self.body, self.head = nn.ModuleList(layers), nn.Linear(width, spec.n_outputs)
