@@ -125,7 +125,8 @@ class _Broken(TaskSource):
 
 @pytest.mark.parametrize(("how", "said"), [("nan", "NaN"), ("label", "expected labels 0..1")])
 def test_broken_data_are_found_as_such(tmp_path, monkeypatch, how, said):
-    monkeypatch.setattr(run_module, "open_split", lambda *args, **options: _Broken(how))
+    for opening in ("open_split", "open_training"):
+        monkeypatch.setattr(run_module, opening, lambda *args, **options: _Broken(how))
     with pytest.raises(UserError) as error:
         train_run(dataclasses.replace(GLYPHS, task=TaskConfig(2, 1, 1, 2)), tmp_path / "a")
     assert said in str(error.value)

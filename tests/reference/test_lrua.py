@@ -96,9 +96,7 @@ def test_what_is_written_goes_to_the_least_used_rows_and_replaces_them() -> None
     usage = torch.tensor([3.0, 0.5, 2.0, 1.0], dtype=torch.float64)
     filled = torch.full((4, 2), 7.0, dtype=torch.float64)
     start = cell.start()
-    _, state = cell(
-        torch.randn(2, dtype=torch.float64), start._replace(memory=filled, usage=usage)
-    )
+    _, state = cell(torch.randn(2, dtype=torch.float64), start._replace(memory=filled, usage=usage))
     key = torch.tanh(cell.asks(state.h)[:2])
     assert torch.equal(state.memory[[0, 2, 3]], filled[[0, 2, 3]])
     torch.testing.assert_close(state.memory[1], key)

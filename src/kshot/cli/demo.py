@@ -17,6 +17,7 @@ from kshot.cli.tables import show, table
 from kshot.cli.words import command_line, estimate, inference
 from kshot.core.registry import method
 from kshot.data.image_tasks import ImageTasks
+from kshot.data.images import ImageSet
 from kshot.evaluation.report.wording import duration, number, p_value
 from kshot.experiment.build import open_split
 from kshot.experiment.demo import LEARNERS, Plan, Result, demo_config, run_demo
@@ -89,9 +90,11 @@ def _introduce(display: Display, plan: Plan) -> None:
         config = demo_config(next(iter(LEARNERS)), plan)
         train, test = (open_split(config, split) for split in ("meta_train", "meta_test"))
     display.say("kshot demo: learn new characters from one example of each.")
-    if isinstance(train, ImageTasks) and isinstance(test, ImageTasks):
-        display.say(f"  learn how on  {len(train.images.group_names)} scripts, {train.images.n_classes:,} characters")
-        display.say(f"  tested on     {', '.join(test.images.group_names)}: scripts that no learner has seen")
+    images = [source.images for source in (train, test) if isinstance(source, ImageTasks)]
+    learnt, new = (i if isinstance(i, ImageSet) else None for i in images)
+    if learnt and new:
+        display.say(f"  learn how on  {len(learnt.group_names)} scripts, {learnt.n_classes:,} characters")
+        display.say(f"  tested on     {', '.join(new.group_names)}: scripts that no learner has seen")
     t = config.task
     display.say(
         f"  a task        {t.n_way} characters, {t.n_shot} example of each; sort {t.n_way * t.n_query} more; "

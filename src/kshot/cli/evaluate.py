@@ -129,14 +129,7 @@ def shape(config: RunConfig | None, data: str) -> type:
                 "N",
                 "(default: none)",
             ),
-            flag(
-                "json",
-                str,
-                "",
-                "write the record there; - for standard output, and nothing else",
-                "FILE",
-                "(default: none)",
-            ),
+            flag("json", str, "", "write the record there; - for standard output alone", "FILE", "(default: none)"),
             flag(
                 "data_root", str, "", "where data sets lie", "DIR", "(default: KSHOT_DATA, or the user's cache folder)"
             ),

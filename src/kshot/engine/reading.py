@@ -91,7 +91,7 @@ class Reader(Learner):
         Returns:
             The learner.
         """
-        return cls(backbone, spec, **options)
+        return cls(backbone, spec, **options)  # pyright: ignore[reportArgumentType]
 
     @property
     def native(self) -> bool:

@@ -138,7 +138,8 @@ _SANTORO = "Santoro et al. 2016, arXiv:1605.06065, as quoted by Mishra et al. 20
 
 
 def _instance(which: str, number: int, published: float | None = None, least: float | None = None) -> Row:
-    return Row(f"{which} instance", published, least, _SANTORO, {"instance": number, "n_episodes": 1000})
+    source = _SANTORO if published is not None else ""
+    return Row(f"{which} instance", published, least, source, {"instance": number, "n_episodes": 1000})
 
 
 _MANN = Recipe(

@@ -51,7 +51,7 @@ class LSTMCell(Cell[LSTMState]):
         self.recurs = nn.ModuleList(nn.Linear(n_hidden, 4 * n_hidden, bias=False) for _ in range(n_layers))
         with torch.no_grad():
             for read in self.reads:  # forget gates begin open, so that gradients reach far back
-                read.bias.view(4, n_hidden)[1] = 1.0
+                read.bias.view(4, n_hidden)[1] = 1.0  # pyright: ignore[reportCallIssue]
 
     def start(self, batch: tuple[int, ...] = ()) -> LSTMState:
         """Return the state before anything was read: zeros.
@@ -62,7 +62,7 @@ class LSTMCell(Cell[LSTMState]):
         Returns:
             The state.
         """
-        empty = self.reads[0].weight.new_zeros(*batch, self.n_layers, self.n_hidden)
+        empty = self.reads[0].weight.new_zeros(*batch, self.n_layers, self.n_hidden)  # pyright: ignore[reportCallIssue]
         return LSTMState(empty, empty)
 
     def forward(self, x: Tensor, state: LSTMState) -> tuple[Tensor, LSTMState]:

@@ -101,7 +101,12 @@ class NTMCell(Cell[NTMState]):
         self.input = nn.Linear(n_inputs, gates)
         self.recurrent = nn.Linear(s.reads * slot_width + held, gates, bias=False)
         self.heads = nn.Linear(n_hidden, sum(self.sizes))
-        self.start_hidden, self.start_cell = (nn.Parameter(torch.zeros(held)) for _ in range(2))
+        for name in ("start_hidden", "start_cell"):
+            # Without an LSTM they are empty, and nothing to be learnt.
+            if held:
+                self.register_parameter(name, nn.Parameter(torch.zeros(held)))
+            else:
+                self.register_buffer(name, torch.zeros(0), persistent=False)
         self.start_reads = nn.Parameter(torch.zeros(s.reads * slot_width))
         #: Before a softmax.
         self.start_weights = nn.Parameter(torch.zeros(s.reads + s.writes, n_slots))
