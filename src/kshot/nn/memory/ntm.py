@@ -78,6 +78,10 @@ class NTMCell(Cell[NTMState]):
         UserError: unknown controller or start, or a size that makes no sense.
     """
 
+    start_hidden: Tensor
+    start_cell: Tensor
+    start_memory: Tensor
+
     def __init__(
         self,
         n_inputs: int,
