@@ -59,7 +59,7 @@ def test_a_task_axis_equals_a_loop(normalisation: str, training: bool) -> None:
 
 
 def test_what_cannot_be_built_is_refused() -> None:
-    with pytest.raises(UserError, match="downsample must be one of pool, stride, got 'mean'"):
+    with pytest.raises(UserError, match="downsample must be one of pool, stride, first2, got 'mean'"):
         Conv4(downsample="mean")
     with pytest.raises(UserError, match="side of at least 16 pixels, got 15"):
         Conv4(image_size=15)
