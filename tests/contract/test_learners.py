@@ -103,7 +103,20 @@ def test_every_clause_with_the_papers_normalisation(name: str, kind: str) -> Non
 
 
 #: One learner for each way of using a network: every mode of normalisation is tried on these, the default on all.
-WAYS = ("boil", "finetune", "lstm", "maml", "mamlpp", "matching", "metaoptnet", "protonet", "r2d2", "snail", "tim")
+WAYS = (
+    "boil",
+    "finetune",
+    "lstm",
+    "maml",
+    "mamlpp",
+    "matching",
+    "metaoptnet",
+    "protonet",
+    "r2d2",
+    "relation",
+    "snail",
+    "tim",
+)
 NORMALISABLE = [(name, kind) for name, kind in PAIRS if name in WAYS and kind == "classification"]
 
 

@@ -90,7 +90,7 @@ def test_rmsprop_follows_graves_step_by_step() -> None:
         slope = float(p.grad) + 0.5 * w
         n = 0.95 * n + 0.05 * slope**2
         m = 0.95 * m + 0.05 * slope
-        step = 0.9 * step - 0.1 * slope / math.sqrt(n - m**2 + 1e-11)
+        step = 0.9 * step - 0.1 * slope / math.sqrt(n - m**2 + 1e-9)
         w += step
         optimiser.step()
         assert float(p.detach()) == pytest.approx(w, rel=1e-9, abs=1e-12)

@@ -18,6 +18,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from kshot.core import Episode, Learner, Split, Tree, UserError, tree_map
 from kshot.core.episode import n_tasks, select, unbind
+from kshot.core.functional import functional_call
 from kshot.core.tree import leaves
 from kshot.engine.inner import Named, first_divergence, recomputing, weights_of
 
@@ -166,7 +167,7 @@ class OuterStep:
         def run(params: Named, buffers: Named, flat: Flat, how: str) -> tuple[Tensor, Named]:
             episode = Episode(Split(flat[0], flat[1], support_ways), Split(flat[2], flat[3], query_ways))
             merged = {**params, **buffers}
-            loss = torch.func.functional_call(learner, merged, (episode,), {"how": how})
+            loss = functional_call(learner, merged, (episode,), {"how": how})
             return loss, {k: merged[k].detach() for k in buffers}
 
         def losses_of(params: Named, buffers: Named, flat: Flat) -> tuple[Tensor, Named]:

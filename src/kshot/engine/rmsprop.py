@@ -18,7 +18,7 @@ from torch import Tensor
 DECAY = 0.95
 #: What is added to the variance, Eq. 40. The paper adds 1e-4 to gradients of a loss that is summed over a sequence; of
 #: a mean over some hundred bits, gradients are a hundred times smaller and more, and deviations with them.
-EPS = 1e-11
+EPS = 1e-9
 
 
 class RMSprop(torch.optim.Optimizer):

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from kshot.core import Episode, Learner, Split, generator
 from kshot.core.episode import unbind
+from kshot.core.functional import functional_call
 from kshot.engine.auto import candidates
 from kshot.engine.batch import Batching, OuterGradient, OuterStep, combine
 from kshot.testing.case import TOLERANCE, TOLERANCE_FLOAT32, Case, Skipped, difference, seeded
@@ -177,7 +178,7 @@ def loss_of_weights(learner: Learner, episode: Episode) -> tuple[Loss, list[Tens
         buffers = {k: b.clone() for k, b in learner.named_buffers()}
         named = dict(zip(trainable, weights, strict=True))
         with seeded(0):
-            return torch.func.functional_call(learner, {**named, **fixed, **buffers}, (episode,))
+            return functional_call(learner, {**named, **fixed, **buffers}, (episode,))
 
     return loss, list(trainable.values())
 

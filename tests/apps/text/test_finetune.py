@@ -14,8 +14,9 @@ from torch.nn import functional as F
 
 from kshot.apps.text import finetune as module
 from kshot.apps.text.encoder import TextEncoder
-from kshot.apps.text.finetune import Finetuning, class_means, finetune, mixed_loss, pair_batches, supervised_contrastive
+from kshot.apps.text.finetune import Finetuning, class_means, finetune, mixed_loss, pair_batches
 from kshot.core import DivergedError, UserError, generator
+from kshot.nn.contrastive import supervised_contrastive
 
 #: Two classes that meaning does not part: even and odd rows of four topics.
 TEXTS = [

@@ -87,7 +87,6 @@ class NTM(Reader):
     @property
     def machine(self) -> NTMCell:
         """The cell, by its own type."""
-        # No second attribute: a module under two names is swapped twice by torch.func.functional_call.
         return cast("NTMCell", self.cell)
 
     def trace(self, episode: Episode) -> dict[str, Tensor]:

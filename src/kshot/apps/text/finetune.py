@@ -28,12 +28,12 @@ from dataclasses import asdict, dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
 from kshot.apps.text.change import whole_change
 from kshot.apps.text.encoder import TextEncoder, length_batches
 from kshot.core import DivergedError, OnProgress, UserError, generator
+from kshot.nn.contrastive import cosine_cross_entropy, supervised_contrastive
 
 #: Tokens that go through the network at once while training, filling up included.
 _PART_TOKENS = 512
@@ -175,28 +175,8 @@ def mixed_loss(z: Tensor, y: Tensor, head: Tensor, temperature: float, contrast:
     Returns:
         A scalar.
     """
-    cross = F.cross_entropy(z @ F.normalize(head, dim=-1).T / temperature, y)
+    cross = cosine_cross_entropy(z, y, head, temperature)
     return contrast * supervised_contrastive(z, y, temperature) + (1 - contrast) * cross
-
-
-def supervised_contrastive(z: Tensor, y: Tensor, temperature: float) -> Tensor:
-    """Pull vectors of one label together and away from the others: L_out, Eq. 2 of Khosla et al.
-
-    Args:
-        z: (N, D) unit vectors.
-        y: (N,) labels.
-        temperature: tau.
-
-    Returns:
-        The mean over those vectors that have another of their label; 0 if none has.
-    """
-    alone = torch.eye(len(z), dtype=torch.bool, device=z.device)
-    cosines = (z @ z.T / temperature).masked_fill(alone, -torch.inf)
-    log_shares = cosines - cosines.logsumexp(1, keepdim=True)
-    same = (y[:, None] == y) & ~alone
-    n_same = same.sum(1)
-    per_vector = -log_shares.masked_fill(~same, 0).sum(1) / n_same.clamp(min=1)
-    return per_vector.sum() / (n_same > 0).sum().clamp(min=1)
 
 
 def class_means(z: Tensor, y: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from kshot.core.functional import functional_call
 from kshot.core.tree import Tree
 
 Named = dict[str, Tensor]
@@ -59,7 +60,7 @@ def call(module: nn.Module, weights: Weights, x: Tree) -> tuple[Tensor, Weights]
         # Statistics that are written in place have no gradient, and may not ask for one.
         merged |= {k: b.detach().clone() for k, b in weights.buffers.items()}
     with _second_derivatives(module) if _twice.get() else nullcontext():
-        out = torch.func.functional_call(module, merged, (x,))
+        out = functional_call(module, merged, (x,))
     # functional_call writes replaced buffers back into the dict that it was given.
     return out, Weights(weights.params, {k: merged[k] for k in weights.buffers})
 

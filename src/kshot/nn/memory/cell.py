@@ -72,16 +72,13 @@ class Cell(nn.Module, ABC, Generic[S]):
         return False
 
     def fused_scan(self, x: Tensor, state: S) -> tuple[Tensor, S]:
-        """Read a batch of sequences by a compiled kernel, if ``can_fuse``.
+        """Read a batch of sequences by the fastest way there is: a compiled kernel if ``can_fuse``, else ``scan``.
 
         Args:
             x: (L, B, I).
             state: before, of B sequences.
 
         Returns:
-            What ``scan`` returns, differentiable once.
-
-        Raises:
-            NotImplementedError: the cell has no kernel.
+            What ``scan`` returns; by a kernel it is differentiable once.
         """
-        raise NotImplementedError
+        return self.scan(x, state)

@@ -241,7 +241,7 @@ class NTMCell(Cell[NTMState]):
         return weight.device.type == "cpu" and native.available(weight.dtype)
 
     def fused_scan(self, x: Tensor, state: NTMState) -> tuple[Tensor, NTMState]:
-        """Read a batch of sequences by the compiled kernel: what ``scan`` gives, many times faster.
+        """Read a batch of sequences by the compiled kernel where it runs: what ``scan`` gives, many times faster.
 
         Args:
             x: (L, B, I).
@@ -250,8 +250,8 @@ class NTMCell(Cell[NTMState]):
         Returns:
             What each step put out, (L, B, F), and the state after the last; differentiable once.
         """
-        if not len(x):
-            return x.new_zeros(*x.shape[:-1], self.n_features), state
+        if not len(x) or not self.can_fuse():
+            return super().scan(x, state)
         found = ntm_scan(
             self.shape, self.input(x), self.recurrent.weight, self.heads.weight, self.heads.bias, Start(*state)
         )
