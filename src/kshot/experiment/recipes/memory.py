@@ -72,6 +72,8 @@ _COPY = _Task(
         *_lengths(20, 30, 50, 120),
     ),
 )
+#: One seed of ten needs 27,000 sequences.
+_COPY_FF = _COPY._replace(steps=40_000)
 _REPEAT = _Task(
     "repeat copy",
     60_000,
@@ -176,7 +178,7 @@ _MANN = Recipe(
 RECIPES = (
     _MANN,
     _ntm("ntm-copy", "copy", _COPY, 1e-4, **_LSTM),
-    _ntm("ntm-copy-ff", "copy", _COPY, 1e-4, **_FF),
+    _ntm("ntm-copy-ff", "copy", _COPY_FF, 1e-4, **_FF),
     _recipe("lstm-copy", "lstm", "copy", _BASELINE, 3e-5, {"n_hidden": 256, "n_layers": 3}),
     _ntm("ntm-repeat-copy", "repeat_copy", _REPEAT, 1e-4, **_LSTM),
     _ntm("ntm-repeat-copy-ff", "repeat_copy", _REPEAT, 1e-4, **_FF),
