@@ -130,6 +130,8 @@ def test_machines_of_the_paper():
     table = {
         "ntm-copy": ("lstm", 100, 1),
         "ntm-copy-ff": ("feedforward", 100, 1),
+        "ntm-copy-learned": ("lstm", 100, 1),
+        "ntm-copy-random": ("lstm", 100, 1),
         "ntm-repeat-copy": ("lstm", 100, 1),
         "ntm-repeat-copy-ff": ("feedforward", 100, 1),
         "ntm-associative-recall": ("lstm", 100, 1),
