@@ -24,7 +24,7 @@ def _sinusoid(method: str, paper: str, shots: int, steps: Sequence[int], protoco
             "sinusoid",
             task=TaskConfig(n_shot=shots, n_query=n_query, n_tasks=25),
             evaluation=EvalConfig(eval_n_query=100, eval_episodes=0, val_episodes=200),
-            train=TrainConfig(steps=70000, batching="vmap", validate_every=5000, checkpoint_every=5000, log_every=100),
+            train=TrainConfig(steps=70000, compile="on", validate_every=5000, checkpoint_every=5000, log_every=100),
             options=options,
         ),
         rows=tuple(
@@ -62,7 +62,7 @@ RECIPES = (
             evaluation=EvalConfig(eval_n_query=1, eval_episodes=0, val_episodes=200),
             network=BackboneConfig(downsample="stride"),
             train=TrainConfig(
-                steps=10000, schedule="cosine", batching="vmap", validate_every=500, checkpoint_every=250
+                steps=10000, schedule="cosine", compile="on", validate_every=500, checkpoint_every=250
             ),
         ),
         rows=(
@@ -89,7 +89,7 @@ RECIPES = (
             "sinusoid",
             task=TaskConfig(n_shot=5, n_query=5, n_tasks=25),
             evaluation=EvalConfig(eval_n_query=100, eval_episodes=0, val_episodes=200),
-            train=TrainConfig(steps=70000, batching="vmap", validate_every=5000, checkpoint_every=5000, log_every=100),
+            train=TrainConfig(steps=70000, compile="on", validate_every=5000, checkpoint_every=5000, log_every=100),
         ),
         rows=tuple(
             Row(f"5-shot, after {k} steps", p, least, _SINUSOID, {"n_query": 100, "n_episodes": 1000, "steps": k})
