@@ -39,7 +39,14 @@ def _sinusoid(method: str, paper: str, shots: int, steps: Sequence[int], protoco
 _COMPARED = (
     ("maml", "Finn, Abbeel, Levine, ICML 2017", (1, 5, 10), "Second order, trained for 1 inner step of 0.01.", {}),
     ("anil", "Raghu, Raghu, Bengio, Vinyals, ICLR 2020", (1, 5, 10), "As MAML; the head alone adapts.", {}),
-    ("metasgd", "Li, Zhou, Chen, Li, 2017", (1, 5, 10), "As MAML; every weight learns a rate, from 0.01 on.", {}),
+    (
+        "metasgd",
+        "Li, Zhou, Chen, Li, 2017",
+        (1,),
+        "As MAML; every weight learns a rate, from 0.01 on. These rates are for the one step that they learnt in: "
+        "several of them diverge on some tasks.",
+        {},
+    ),
     (
         "reptile",
         "Nichol, Achiam, Schulman, 2018",
@@ -61,9 +68,7 @@ RECIPES = (
             task=TaskConfig(n_way=5, n_shot=1, n_query=1, n_tasks=32),
             evaluation=EvalConfig(eval_n_query=1, eval_episodes=0, val_episodes=200),
             network=BackboneConfig(downsample="stride"),
-            train=TrainConfig(
-                steps=10000, schedule="cosine", compile="on", validate_every=500, checkpoint_every=250
-            ),
+            train=TrainConfig(steps=10000, schedule="cosine", compile="on", validate_every=500, checkpoint_every=250),
         ),
         rows=(
             Row("5-way 1-shot, transductive", 0.987, 0.970, _MAML, {"n_query": 1, "n_episodes": 1000}),
