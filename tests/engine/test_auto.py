@@ -16,7 +16,7 @@ from kshot.algorithms import MAML, ProtoNet
 from kshot.core import Episode, Learner, UserError
 from kshot.core.episode import unbind
 from kshot.engine import auto
-from kshot.engine.auto import candidates, choose
+from kshot.engine.auto import candidates, choose, compiling_pays
 from kshot.engine.batch import Batching, OuterStep
 from kshot.testing import synthetic_episodes, tiny_backbone
 from kshot.testing.synthetic import SPECS
@@ -64,6 +64,7 @@ def race(monkeypatch: pytest.MonkeyPatch) -> Race:
             return seconds[measured[-1]]
 
         monkeypatch.setattr(auto, "_measure", measure)
+        monkeypatch.setattr(auto, "cores", lambda: 1)
         return measured
 
     return start
@@ -115,6 +116,13 @@ def test_compiling_where_it_pays(race: Race, compiled: str, n_steps: int, progra
     assert seconds.keys() == set(measured)
     if program == -1:
         assert seconds["native, compiled"] == float("inf")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "n_steps", "pays"), [(0.01, 17_000, True), (0.01, 16_000, False), (0.03, 16_000, False)]
+)
+def test_small_steps_are_hoped_to_save_more(seconds: float, n_steps: int, pays: bool) -> None:
+    assert compiling_pays(seconds, n_steps) is pays
 
 
 def test_a_compiler_that_was_asked_for_and_does_not_work(race: Race) -> None:

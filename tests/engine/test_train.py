@@ -16,6 +16,7 @@ from kshot.core import DivergedError, Episode, Learner, Split, UserError
 from kshot.engine import train as room
 from kshot.engine.batch import Batching, OuterStep
 from kshot.engine.checkpoint import Checkpoints, load_tree
+from kshot.engine.choices import Choice
 from kshot.engine.distributed import make_fabric
 from kshot.engine.log import CsvLog
 from kshot.engine.outer import rate_factor
@@ -154,11 +155,11 @@ def test_what_is_told(toy: Any, tmp_path: Path) -> None:
 def test_a_measured_batching_is_chosen_once_and_kept(toy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
 
-    def choose(learner: Learner, batch: Episode, **options: Any) -> tuple[Batching, dict[str, float]]:
+    def choose(learner: Learner, batch: Episode, **options: Any) -> Choice:
         calls.append(options["n_steps"])
-        return Batching("vmap", 2), {}
+        return Choice(Batching("vmap", 2), {}, remembered=False)
 
-    monkeypatch.setattr(room, "choose", choose)
+    monkeypatch.setattr(room, "choose_once", choose)
     events = toy.Events()
     reference, learner = toy.maml(), toy.maml()
     toy.trainer(reference, batching="vmap", chunk=2).fit()
@@ -170,8 +171,21 @@ def test_a_measured_batching_is_chosen_once_and_kept(toy: Any, tmp_path: Path, m
     assert equal(learner, reference)
 
 
+@pytest.mark.parametrize(("taken", "remembered", "said"), [(math.inf, False, 1), (math.inf, True, 0), (0.5, False, 0)])
+def test_a_compiler_that_is_missing_is_said_once(
+    toy: Any, monkeypatch: pytest.MonkeyPatch, taken: float, remembered: bool, said: int
+) -> None:
+    choice = Choice(Batching("loop"), {"loop": 1.0, "loop, compiled": taken, "vmap": math.inf}, remembered)
+    monkeypatch.setattr(room, "choose_once", lambda *_, **__: choice)
+    warned = []
+    watch = lambda name, _, values: warned.append(values["message"]) if name == "warning" else None  # noqa: E731
+    toy.trainer(batching="auto", compile="auto", steps=2, on_event=watch).fit()
+    assert len(warned) == said
+    assert all("no working C++ compiler" in message for message in warned)
+
+
 def test_deterministic_runs_leave_nothing_to_a_clock(toy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(room, "choose", lambda *_, **__: pytest.fail("a clock was asked"))
+    monkeypatch.setattr(room, "choose_once", lambda *_, **__: pytest.fail("a clock was asked"))
     inside: list[bool] = []
     run = toy.trainer(
         batching="auto",
@@ -395,7 +409,7 @@ def test_the_global_generator_is_left_as_it_was(toy: Any) -> None:
         ({"schedule": "step"}, "lr_every >= 1"),
         ({"clip_value": -1.0}, "expected clip_value >= 0, got -1.0"),
         ({"optimiser": "magic"}, "optimiser must be one of adam, adamw, sgd, rmsprop, got 'magic'"),
-        ({"batching": "magic"}, "batching must be one of auto, loop, vmap, native, fused, got 'magic'"),
+        ({"batching": "magic"}, "batching must be one of auto, loop, vmap, native, fused, processes, got 'magic'"),
         ({"compile": "yes"}, "compile must be one of auto, on, off, got 'yes'"),
     ],
 )

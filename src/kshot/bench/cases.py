@@ -12,13 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from kshot.algorithms import MAML, ProtoNet
 from kshot.bench import peers, plain
+from kshot.bench.frozen import frozen_easyfsl, frozen_episodes
+from kshot.bench.growth import growth
 from kshot.bench.images import image_encoding
 from kshot.bench.limit import MatrixProduct, count_operations
+from kshot.bench.plain import gap as _gap
 from kshot.bench.result import Line, Result, lines_of
+from kshot.bench.sinusoid import sinusoid_step
 from kshot.bench.timing import Timing, take_turns
 from kshot.core import Episode, Split, UserError, generator
 from kshot.core.registry import unknown
@@ -92,12 +96,6 @@ def _protonet_agreement(chosen: Batching, batch: Episode | list[Episode]) -> str
     ours, reference = (OuterStep(learner, b)(batch) for b in (chosen, Batching("loop")))
     gap = _gap(ours.grads, reference.grads)
     return f"{chosen} and plain eager: loss {float(abs(ours.losses - reference.losses).max()):.1e}, gradients {gap:.1e}"
-
-
-def _gap(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
-    # Relative, over all parameters together: a bias before a batch norm has no gradient of its own to compare.
-    x, y = (torch.cat([g[k].double().reshape(-1) for k in sorted(b)]) for g in (a, b))
-    return float((x - y).norm() / y.norm())
 
 
 def maml_step(rounds: int, n_inner_steps: int = 1, n_tasks: int = 32) -> Result:
@@ -258,6 +256,10 @@ CASES: dict[str, Callable[..., Result]] = {
     "protonet-loop-60-5": lambda rounds, root: protonet_loop(rounds, root, n_way=60, per=4),
     "maml-step-1": lambda rounds: maml_step(rounds, 1),
     "maml-step-5": lambda rounds: maml_step(rounds, 5),
+    "sinusoid-step": sinusoid_step,
+    "growth": growth,
+    "frozen-episodes": frozen_episodes,
+    "frozen-easyfsl": frozen_easyfsl,
     "image-encoding": image_encoding,
     "processes": processes,
     "imports": imports,

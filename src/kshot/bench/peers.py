@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
+from kshot.bench.plain import task_loss
 from kshot.core import Episode, UserError
 from kshot.core.episode import unbind
 
@@ -150,8 +151,8 @@ def _higher(model: nn.Module, lr: float, steps: int) -> Callable[[Episode, float
     def task(episode: Episode, share: float) -> None:
         with higher.innerloop_ctx(model, optimiser, copy_initial_weights=False) as (fast, inner):
             for _ in range(steps):
-                inner.step(F.cross_entropy(fast(episode.support.x), episode.support.y))
-            (F.cross_entropy(fast(episode.query.x), episode.query.y) * share).backward()
+                inner.step(task_loss(fast(episode.support.x), episode.support.y))
+            (task_loss(fast(episode.query.x), episode.query.y) * share).backward()
 
     return task
 
@@ -166,8 +167,8 @@ def _torchopt(model: nn.Module, lr: float, steps: int) -> Callable[[Episode, flo
             torchopt.extract_state_dict(inner, by="reference"),
         )
         for _ in range(steps):
-            inner.step(F.cross_entropy(model(episode.support.x), episode.support.y))
-        (F.cross_entropy(model(episode.query.x), episode.query.y) * share).backward()
+            inner.step(task_loss(model(episode.support.x), episode.support.y))
+        (task_loss(model(episode.query.x), episode.query.y) * share).backward()
         torchopt.recover_state_dict(model, net)
         torchopt.recover_state_dict(inner, opt)
 
@@ -181,8 +182,8 @@ def _learn2learn(model: nn.Module, lr: float, steps: int) -> Callable[[Episode, 
     def task(episode: Episode, share: float) -> None:
         fast = maml.clone()
         for _ in range(steps):
-            fast.adapt(F.cross_entropy(fast(episode.support.x), episode.support.y))
-        (F.cross_entropy(fast(episode.query.x), episode.query.y) * share).backward()
+            fast.adapt(task_loss(fast(episode.support.x), episode.support.y))
+        (task_loss(fast(episode.query.x), episode.query.y) * share).backward()
 
     return task
 

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from kshot.bench.cases import CASES, Result, run_case, runnable
+from kshot.bench.growth import picture
 from kshot.cli.flags import first_positional, parse
 from kshot.cli.live import Display
 from kshot.cli.words import command_line
@@ -32,12 +33,14 @@ class Bench:
         rounds: measured rounds in which the contenders take turns; the median counts.
         threads: threads of PyTorch; 0 for its choice.
         json: file that the result is written to; - for standard output; none if empty.
+        plot: SVG file that the case growth is drawn into; none if empty.
         data_root: where data sets are; KSHOT_DATA or the user's cache folder if empty.
     """
 
     rounds: int = 5
     threads: int = 0
     json: str = ""
+    plot: str = ""
     data_root: str = ""
 
 
@@ -51,13 +54,15 @@ def run(args: Sequence[str]) -> int:
         The exit status.
 
     Raises:
-        UserError: no such case, or no rounds.
+        UserError: no such case, no rounds, or nothing to draw.
     """
     name = first_positional(args)
     about = f"Time one case, or all of them: kshot bench [CASE] [options]. Cases: {', '.join(CASES)}"
     asked = parse(Bench, args[1:] if name else args, prog="kshot bench", about=about)
     if name is not None and name not in CASES:
         raise UserError(unknown("case", name, list(CASES)))
+    if asked.plot and name != "growth":
+        raise UserError(f"--plot draws the case growth, got {name or 'all cases'}; use: kshot bench growth --plot FILE")
     if asked.rounds < 1:
         raise UserError(f"expected rounds >= 1, got {asked.rounds}")
     if asked.threads:
@@ -71,6 +76,8 @@ def run(args: Sequence[str]) -> int:
                 results.append(run_case(case, asked.rounds, root))
             if not quiet:
                 _print(results[-1])
+    if asked.plot:
+        write_atomically(Path(asked.plot), picture(results[0]))
     _write(asked.json, {"command": command_line("bench", args), "rounds": asked.rounds, **_about(), "cases": results})
     return 0
 

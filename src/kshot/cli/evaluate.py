@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -18,7 +19,10 @@ from kshot.cli.words import command_line, estimate, inference
 from kshot.core import UserError, method, methods
 from kshot.evaluation.record import Record
 from kshot.evaluation.report.wording import duration, metric_name, task_and_queries
+from kshot.experiment.build import memory_warning
 from kshot.experiment.config import RunConfig
+from kshot.experiment.grid import FILE as WAYS_AND_SHOTS
+from kshot.experiment.grid import N_QUERY, evaluate_grid, write_grid
 from kshot.experiment.instances import by_instance, told
 from kshot.experiment.run import evaluate_run, run_config
 from kshot.experiment.untrained import evaluate_untrained
@@ -34,10 +38,12 @@ examples:
   kshot evaluate runs/proto --n-way 20 --n-shot 5 --n-episodes 1000
   kshot evaluate runs/maml --n-inner-steps-eval 10 --normalisation support
   kshot evaluate runs/proto --data glyphs --json - | jq .mean
+  kshot evaluate runs/proto --ways 2 5 10 20 50 --shots 1 5 15
   kshot evaluate hausdorff --data omniglot_challenge --image-size 105
 
 `kshot evaluate RUN --help` also shows the options of its algorithm and data."""
 
+_NONE = "(default: none)"
 # Names of the groups of options while it is unknown whose they are.
 _ALGORITHM, _DATA = "algorithm_options", "data_options"
 
@@ -60,6 +66,8 @@ def run(args: Sequence[str]) -> int:
     found = parse(shape(config, data), args, prog="kshot evaluate", about=_ABOUT, owners=owners())
     if config is None:
         raise UserError("expected the folder of a run first: kshot evaluate RUN ...")
+    if found.ways or found.shots:
+        return _grid(args, Path(folder), config, data, found)
     record = _evaluate(args, Path(folder), config, data, found)
     if found.json == "-":
         print(record.to_json(), end="")
@@ -129,6 +137,8 @@ def shape(config: RunConfig | None, data: str) -> type:
                 "N",
                 "(default: none)",
             ),
+            flag("ways", tuple[int, ...], (), "test at each of these numbers of classes; with --shots", "N ...", _NONE),
+            flag("shots", tuple[int, ...], (), "and at each of these of support examples of a class", "N ...", _NONE),
             flag("json", str, "", "write the record there; - for standard output alone", "FILE", "(default: none)"),
             flag(
                 "data_root", str, "", "where data sets lie", "DIR", "(default: KSHOT_DATA, or the user's cache folder)"
@@ -166,10 +176,59 @@ def _evaluate(args: Sequence[str], folder: Path, config: RunConfig, data: str, f
             learner, source, _, record = evaluate_run(
                 folder, data=data, normalisation=found.normalisation or None, **own, **asked
             )
+        if warning := memory_warning(learner, source):
+            display.say(f"warning: {warning}")
         if _given(found.instances, "instances", args) is None:
             return record
         sequences: dict[str, Any] = {k: asked[k] for k in ("n_episodes", "seed", "on_progress")}
         return told(record, by_instance(learner, source, found.instances, **sequences))
+
+
+def _grid(args: Sequence[str], folder: Path, config: RunConfig, data: str, found: Any) -> int:
+    """Test at many ways and shots; the result is kept in the run folder too, where the report finds it.
+
+    Returns:
+        The exit status.
+
+    Raises:
+        UserError: there is no run, or --ways or --shots is missing.
+    """
+    if method(config.algorithm).learner.trained_on == "nothing" or not (found.ways and found.shots):
+        raise UserError("expected a run, --ways and --shots together: kshot evaluate RUN --ways 2 5 20 --shots 1 5")
+    if found.threads > 0:
+        torch.set_num_threads(found.threads)
+    quiet = found.json == "-"
+    made = table("ways", "shots", "accuracy", "seconds")
+
+    def on_cell(record: Record) -> None:
+        made.add_row(f"{record.n_way}", f"{record.n_shot}", estimate(record), f"{record.seconds:.1f}")
+
+    with Display() as display, display.waiting(f"{len(found.ways) * len(found.shots)} kinds of tasks on {data}"):
+        grid = evaluate_grid(
+            folder,
+            found.ways,
+            found.shots,
+            n_query=_given(found.n_query, "n_query", args) or N_QUERY,
+            on_cell=on_cell,
+            data=data,
+            split=found.split,
+            n_episodes=found.n_episodes,
+            seed=found.seed,
+            device=found.device,
+            normalisation=found.normalisation or None,
+            options=given(args, getattr(found, config.algorithm)),
+            data_options=given(args, getattr(found, data)),
+            root=Path(found.data_root) if found.data_root else None,
+        )
+    grid = {**grid, "command": command_line("evaluate", args)}
+    if quiet:
+        print(json.dumps(grid, indent=2))
+        return 0
+    show(made)
+    for path in [folder / WAYS_AND_SHOTS] + ([Path(found.json)] if found.json else []):
+        write_grid(path, grid)
+        print(f"written to {path}")
+    return 0
 
 
 def _given(value: int, name: str, args: Sequence[str]) -> int | None:

@@ -15,13 +15,18 @@ from rich.table import Table
 from kshot.cli.flags import first_positional, parse
 from kshot.cli.live import Display, RunView
 from kshot.cli.words import estimate, score
+from kshot.core import UserError
 from kshot.data.catalog import dataset
 from kshot.evaluation.record import Record
 from kshot.evaluation.scores import metric_of
 from kshot.experiment.recipes import Milestone, Recipe, Row, recipe, recipes, reproduce, verdict, write_result
+from kshot.experiment.recipes.tables import table, write_page
 
 #: Trials of ``kshot.estimator.trials``, whose import takes the extras of ``kshot[fit]``.
 TRIALS = ("banking77", "banking77-finetune", "banking77-fit", "clinc150", "orl-faces", "expected-accuracy")
+
+#: Where committed results lie in a checkout.
+_RESULTS = "benchmarks/quality"
 
 
 @dataclass(frozen=True)
@@ -36,6 +41,8 @@ class Reproduce:
         threads: threads on a CPU; 0 for PyTorch's choice.
         data_root: where data sets are; KSHOT_DATA or the user's cache folder if empty.
         draws: of a trial on own data: draws of the shots; 0 for its own number.
+        table: print a table of the results in the folder of --record, and run nothing: omniglot or challenge.
+        page: file that the table is written into, between its marks, in the place of being printed.
     """
 
     seeds: tuple[int, ...] = (0,)
@@ -45,6 +52,8 @@ class Reproduce:
     threads: int = 0
     data_root: str = ""
     draws: int = 0
+    table: str = ""
+    page: str = ""
 
 
 def run(args: Sequence[str]) -> int:
@@ -57,8 +66,13 @@ def run(args: Sequence[str]) -> int:
         The exit status: 0 also where a number does not reach the least, since that is a finding and no failure.
     """
     name = first_positional(args)
-    about = "List the published rows there are recipes for, or run one: kshot reproduce [RECIPE] [options]"
+    about = (
+        "List the published rows there are recipes for, run one, or make a table of results: "
+        "kshot reproduce [RECIPE] [options]"
+    )
     asked = parse(Reproduce, args[1:] if name else args, prog="kshot reproduce", about=about)
+    if asked.table:
+        return _make_table(name, asked)
     if name is None:
         _print_all()
         return 0
@@ -87,7 +101,21 @@ def run(args: Sequence[str]) -> int:
         path = Path(asked.record) / f"{name}.json"
         write_result(path, result)
         print(f"written to {path}")
-    print(f"runs are in {out}; the same command finds them trained")
+    if result["seeds"]:
+        home = out.parent / found.stands_on if found.stands_on else out
+        print(f"runs are in {home}; the same command finds them trained")
+    return 0
+
+
+def _make_table(name: str | None, asked: Reproduce) -> int:
+    if name is not None:
+        raise UserError(f"expected a recipe or --table, got {name} and a table of all recipes; leave one out")
+    text = table(asked.table, Path(asked.record or _RESULTS), recipes())
+    if not asked.page:
+        print(text, end="")
+        return 0
+    write_page(Path(asked.page), asked.table, text)
+    print(f"written into {asked.page}")
     return 0
 
 
@@ -102,13 +130,13 @@ def _run_trial(name: str, asked: Reproduce) -> int:
         display.say(f"{found.name}: {found.title}\n{found.protocol}")
         with display.waiting(f"{found.name}: encoding what is not in the cache, then fitting"):
             result = run_trial(found, n_draws=asked.draws, root=Path(asked.data_root) if asked.data_root else None)
-    table = Table("row", "ours", "asked", "verdict", "beside it", box=None, pad_edge=False)
+    made = Table("row", "ours", "asked", "verdict", "beside it", box=None, pad_edge=False)
     for row in result["rows"]:
         wide = "" if row["ci95_draws"] is None else f" ± {_number(row['ci95_draws'], row['metric'])}"
         asked_for = "" if row["least"] is None else _number(row["least"], row["metric"])
         verdict_ = {True: "reached", False: "missed", None: ""}[row["passed"]]
-        table.add_row(row["name"], _number(row["mean"], row["metric"]) + wide, asked_for, verdict_, row["beside"])
-    _console().print(table)
+        made.add_row(row["name"], _number(row["mean"], row["metric"]) + wide, asked_for, verdict_, row["beside"])
+    _console().print(made)
     print(f"95% intervals over {len(result['seeds'])} draws of the shots")
     if asked.record:
         path = Path(asked.record) / f"{name}.json"
@@ -124,13 +152,11 @@ def _number(value: float, metric: str) -> str:
 
 
 def _print_all() -> None:
-    table = Table("recipe", "row", "published", "least we ask", box=None, pad_edge=False)
+    made = Table("recipe", "row", "published", "least we ask", box=None, pad_edge=False)
     for found in recipes().values():
         for i, row in enumerate(found.rows):
-            table.add_row(
-                found.name if i == 0 else "", row.name, _asked(found, row.published), _asked(found, row.least)
-            )
-    _console().print(table)
+            made.add_row(found.name if i == 0 else "", row.name, _asked(found, row.published), _asked(found, row.least))
+    _console().print(made)
     print("\non frozen encoders, a few shots (needs kshot[fit]): " + ", ".join(TRIALS))
     print("\nkshot reproduce RECIPE runs one; published numbers, protocols and sources are in its record")
 
@@ -140,12 +166,12 @@ def _asked(found: Recipe, value: float | None) -> str:
 
 
 def _print_result(found: Recipe, measured: dict[str, list[Record | Milestone]]) -> None:
-    table = Table("row", "published", "ours", "verdict", "inference", box=None, pad_edge=False)
+    made = Table("row", "published", "ours", "verdict", "inference", box=None, pad_edge=False)
     for row in found.rows:
         for record in measured[row.name]:
             told = "transductive" if record.transductive else "inductive"
-            table.add_row(row.name, _asked(found, row.published), _shown(record), _judged(row, record), told)
-    _console().print(table)
+            made.add_row(row.name, _asked(found, row.published), _shown(record), _judged(row, record), told)
+    _console().print(made)
 
 
 def _shown(found: Record | Milestone) -> str:

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
-from kshot.cli.flags import first_positional, parse, peek
+from kshot.cli.flags import first_positional, parse, peek, typed
 from kshot.cli.live import Display, Parts, RunView
 from kshot.cli.settings import algorithm_group, data_group, given, owners
 from kshot.cli.signals import Stopped
@@ -126,7 +126,7 @@ def read(args: Sequence[str]) -> Request:
         found.task,
         found.evaluation,
         found.network,
-        found.train,
+        _with_groups(found.train, base, args),
         found.where,
         options={**_kept(base, "algorithm", algorithm), **given(args, getattr(found, algorithm))},
         data_options={**_kept(base, "data", data), **given(args, getattr(found, data))},
@@ -187,13 +187,20 @@ def shape(algorithm: str, data: str, args: Sequence[str], base: RunConfig | None
         (algorithm or _ALGORITHM, mine, mine()),
         (data or _DATA, theirs, theirs()),
         ("network", BackboneConfig, held.network),
-        ("train", TrainConfig, held.train),
+        # A table of its own would be a flag for each of its keys.
+        ("train", TrainConfig, dataclasses.replace(held.train, outer_groups={})),
         ("evaluation", EvalConfig, held.evaluation),
         ("where", DeviceConfig, held.where),
     ]
     return dataclasses.make_dataclass(
         "Train", [*_run_flags(), *((n, kind, dataclasses.field(default=d)) for n, kind, d in groups)]
     )
+
+
+def _with_groups(train: TrainConfig, base: RunConfig | None, args: Sequence[str]) -> TrainConfig:
+    if base is None or "outer_groups" in typed(args, TrainConfig):
+        return train
+    return dataclasses.replace(train, outer_groups=base.train.outer_groups)
 
 
 def _run_flags() -> list[tuple[str, Any, Any]]:
@@ -237,7 +244,8 @@ def _check_continuation(held: RunConfig, wanted: RunConfig, out: Path) -> None:
         name, _, values = line.partition(": ")
         if not name.startswith(MAY_CHANGE):
             before, after = values.split(" / ")
-            changed.append(f"--{name.split('.')[-1].replace('_', '-')} {after} (the run has {before})")
+            flag = name.split(".")[:2][-1].replace("_", "-")
+            changed.append(f"--{flag} {after} (the run has {before})")
     if changed:
         raise UserError(
             f"{out} holds a run with other settings, which a continuation cannot change: {', '.join(changed)}; "
@@ -274,7 +282,9 @@ def _train(request: Request, out: Path, fabric: Any, display: Display) -> tuple[
         if name == "built":
             built.update(values)
         if name == "start":
-            _introduce(display, built["config"], built["learner"], fabric, out, values["batching"], step)
+            before = values.get("how") == "measured before"
+            how = values["batching"] + ", as measured before (--measure-anew measures again)" * before
+            _introduce(display, built["config"], built["learner"], fabric, out, how, step)
         view.on_event(name, step, values)
 
     try:

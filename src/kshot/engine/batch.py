@@ -1,4 +1,4 @@
-"""The outer gradient of a batch of tasks: by a loop, by ``vmap``, or natively; in chunks; compiled or not.
+"""The outer gradient of a batch of tasks: by a loop, by ``vmap``, natively, by several processes; in chunks; compiled.
 
 All of them compute the same thing: the mean over T tasks of the gradient of ``outer_loss``, every task starting from
 the same buffers, and the mean of the buffers that the tasks leave behind. Which one is fastest depends on the learner,
@@ -7,9 +7,11 @@ the shapes and the device; ``kshot.engine.auto`` measures.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -20,9 +22,13 @@ from kshot.core import Episode, Learner, Split, Tree, UserError, tree_map
 from kshot.core.episode import n_tasks, select, unbind
 from kshot.core.functional import functional_call
 from kshot.core.tree import leaves
-from kshot.engine.inner import Named, first_divergence, recomputing, weights_of
+from kshot.engine.inner import Named, Random, first_divergence, recomputing, weights_of
+from kshot.engine.processes import Workers, default_number
+from kshot.engine.reading import Reader
 
-KINDS = ("loop", "vmap", "native", "fused")
+#: Ways for one process to run tasks; and one for several, each of which uses one of these.
+ALONE = ("loop", "vmap", "native", "fused")
+KINDS = (*ALONE, "processes")
 
 
 @dataclass(frozen=True)
@@ -31,31 +37,54 @@ class Batching:
 
     Attributes:
         kind: "loop" (one task after the other: least memory), "vmap" (all at once, by PyTorch's vectorising map),
-            "native" (the learner's own ``outer_losses``) or "fused" (its ``fused_losses``: a kernel in C++).
+            "native" (the learner's own ``outer_losses``), "fused" (its ``fused_losses``: a kernel in C++), or
+            "processes" (worker processes on a CPU, one thread each, which share the tasks).
         chunk: at most so many tasks at once; 0 for all. A loop has no use for it.
         compiled: trace the gradient once for each set of shapes and compile it.
         recompute: run inner steps a second time on the way back, in the place of keeping what they computed: memory
             grows with the root of their number. What has no inner steps is left as it is.
+        inside: kind that each worker process uses.
+        workers: number of worker processes; 0 for as many as PyTorch has threads, at least two.
 
     Raises:
-        UserError: unknown kind, a negative chunk, or compiling what is compiled already.
+        UserError: unknown kind, a negative number, or compiling what is compiled already.
     """
 
     kind: str = "loop"
     chunk: int = 0
     compiled: bool = False
     recompute: bool = False
+    inside: str = "loop"
+    workers: int = 0
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise UserError(f"batching must be one of auto, {', '.join(KINDS)}, got {self.kind!r}")
+        if self.inside not in ALONE:
+            raise UserError(f"expected worker processes that run {', '.join(ALONE)}, got {self.inside!r}")
         if self.chunk < 0:
             raise UserError(f"expected chunk >= 0 tasks, got {self.chunk}")
-        if self.kind == "fused" and self.compiled:
+        if self.workers < 0:
+            raise UserError(f"expected workers >= 0 processes, got {self.workers}")
+        if self.alone == "fused" and self.compiled:
             raise UserError("fused batching is compiled already; expected compile=off with it, or another batching")
 
+    @property
+    def alone(self) -> str:
+        """The kind that runs within one process."""
+        return self.inside if self.kind == "processes" else self.kind
+
+    def of_one_process(self) -> Batching:
+        """Return what each process does: of "processes" the kind inside, else the same."""
+        return replace(self, kind=self.alone, inside="loop", workers=0)
+
     def __str__(self) -> str:
-        parts = [self.kind, f"chunks of {self.chunk}" if self.chunk else "", "compiled" if self.compiled else ""]
+        several = f"{self.workers or 'several'} processes of {self.inside}"
+        parts = [
+            several if self.kind == "processes" else self.kind,
+            f"chunks of {self.chunk}" if self.chunk else "",
+            "compiled" if self.compiled else "",
+        ]
         parts.append("steps recomputed" if self.recompute else "")
         return ", ".join(p for p in parts if p)
 
@@ -96,13 +125,15 @@ class OuterStep:
         batching: Batching,
         autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
     ) -> None:
-        if batching.kind in ("native", "fused") and not getattr(learner, batching.kind):
+        if batching.alone in ("native", "fused") and not getattr(learner, batching.alone):
             raise UserError(
-                f"{type(learner).__name__} has no {batching.kind} batching for this network; use vmap, loop or auto"
+                f"{type(learner).__name__} has no {batching.alone} batching for this network; use vmap, loop or auto"
             )
         self.learner, self.batching, self.autocast = learner, batching, autocast
+        self._workers: Workers | None = None
         self._programs: dict[Any, Pure] = {}
         self._latest: Episode | Sequence[Episode] = []
+        self._random = Random() if isinstance(learner, Reader) else None
 
     def __call__(self, episodes: Episode | Sequence[Episode], *, wide: bool = False) -> OuterGradient:
         """Compute the outer gradient.
@@ -115,19 +146,63 @@ class OuterStep:
             Losses, gradients and buffers. Nothing of the learner has changed.
         """
         self._latest = episodes
+        if self._random is not None:  # Readers put examples into a random order, and may have to do so again.
+            self._random = Random()
+        if self.batching.kind == "processes":
+            return self._by_processes(episodes, wide)
         params, buffers = weights_of(self.learner)
         pieces = self._pieces(episodes)
         return combine((OuterGradient(*self._part(params, buffers, piece)) for piece in pieces), wide=wide)
 
+    def close(self) -> None:
+        """Let the worker processes go, where there are any; the next call has others, or these again."""
+        if self._workers is not None:
+            self._workers.release()
+            self._workers = None
+
+    def _by_processes(self, episodes: Episode | Sequence[Episode], wide: bool) -> OuterGradient:
+        shares = self._shares(episodes)
+        if self._workers is None or not self._workers.alive:
+            self._workers = Workers(self.learner, len(shares))
+        found = self._workers.run(shares, asdict(self.batching.of_one_process()), self.autocast)
+        losses, grads, buffers = combine((OuterGradient(*one) for one in found), wide=True)
+        if not wide:
+            params = dict(self.learner.named_parameters())
+            grads = {k: g.to(params[k].dtype) for k, g in grads.items()}
+        return OuterGradient(losses, grads if len(found) > 1 else {k: g.clone() for k, g in grads.items()}, buffers)
+
+    def _shares(self, episodes: Episode | Sequence[Episode]) -> list[Episode | list[Episode]]:
+        # Tasks in a row for each worker, numbers as even as they can be. The workers that are there do it.
+        several = None if isinstance(episodes, Episode) else self._pieces(episodes)
+        total = n_tasks(episodes) if isinstance(episodes, Episode) else len(several or ())
+        workers = len(self._workers) if self._workers is not None else self.batching.workers or default_number()
+        n = min(workers, total)
+        spans = [slice(a, b) for a, b in pairwise(total * i // n for i in range(n + 1))] if n else []
+        if isinstance(episodes, Episode):
+            return [select(episodes, span) for span in spans]
+        return [several[span] for span in spans] if several else []
+
     def first_divergence(self) -> str | None:
-        """Find where an inner loop of the latest batch went to infinity; one task after the other, so it takes a while.
+        """Find where an inner loop of the latest batch went to infinity, or the cell of a reader; it takes a while.
 
         Returns:
-            Such as "the gradient of 0.weight in inner step 3"; None where all steps are finite, or there are none.
+            Such as "the gradient of 0.weight in inner step 3", or "the key strength at step 7 of the sequence"; None
+            where all steps are finite, or there are none.
         """
+        if isinstance(self.learner, Reader):
+            return self._first_along_sequences(self.learner)
         several = [self._latest] if isinstance(self._latest, Episode) else self._latest
         singles = (single for e in several for single in self._singles(e))
         return next((found for e in singles if (found := first_divergence(self.learner, e))), None)
+
+    def _first_along_sequences(self, learner: Reader) -> str | None:
+        # As the batch was taken, by the plain steps of the cell; a copy, since layers may count what they see.
+        learner, whole = copy.deepcopy(learner), self._pieces(self._latest)
+        side_by_side = self.batching.alone in ("native", "fused")
+        pieces = whole if side_by_side else [e for p in whole for e in self._singles(p)]
+        with self._random.again() if self._random is not None else nullcontext(), self.autocast():
+            looked = (learner.first_divergence(p, one=p.query.y.ndim == self._target_ndim(p)) for p in pieces)
+            return next((found for found in looked if found), None)
 
     def _pieces(self, episodes: Episode | Sequence[Episode]) -> list[Episode]:
         # What is run at once: batches of tasks, or single tasks under a loop.

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from kshot.core import UserError
 from kshot.engine.batch import KINDS
 from kshot.engine.outer import OPTIMISERS, rate_factor
 
 CHOICES = {"optimiser": OPTIMISERS, "batching": ("auto", *KINDS), "compile": ("auto", "on", "off")}
-NOT_NEGATIVE = ("weight_decay", "momentum", "warmup", "clip_norm", "clip_value", "chunk", "validate_every", "patience")
+NOT_NEGATIVE = (
+    "weight_decay",
+    "momentum",
+    "warmup",
+    "clip_norm",
+    "clip_value",
+    "chunk",
+    "workers",
+    "validate_every",
+    "patience",
+)
 
 
 @dataclass(frozen=True)
@@ -20,6 +30,8 @@ class TrainConfig:
         steps: outer steps.
         optimiser: adam, adamw, sgd or rmsprop (see ``kshot.engine.rmsprop``).
         outer_lr: outer learning rate (beta in MAML); 0.001 with adam is what MAML and ProtoNet use.
+        outer_groups: patterns of parameter names, and factors on their outer learning rate, such as "model.0.*" 0.1; 0
+            freezes, and the last pattern that fits counts.
         weight_decay: weight decay of the outer optimiser.
         momentum: Nesterov momentum of sgd, plain momentum of rmsprop.
         schedule: constant, step or cosine.
@@ -30,7 +42,9 @@ class TrainConfig:
         clip_value: bound on each entry of the outer gradient, before that on the norm; 0 for none, 10 in the paper of
             Neural Turing Machines.
         accumulate: batches of tasks whose gradients make one outer step.
-        batching: auto (measured), loop, vmap, native or fused.
+        batching: auto (measured), loop, vmap, native, fused, or processes (on a CPU).
+        workers: processes of batching=processes; 0 for as many as there are threads, at least two.
+        measure_anew: with auto, measure again what an earlier run has measured on this machine.
         chunk: at most so many tasks at once under vmap or native; 0 for all.
         recompute: run inner steps a second time on the way back: less memory, more time; auto decides by itself.
         compile: off, on, or auto (where it pays for the time it takes).
@@ -45,6 +59,7 @@ class TrainConfig:
     steps: int = 1000
     optimiser: str = "adam"
     outer_lr: float = 1e-3
+    outer_groups: dict[str, float] = field(default_factory=dict)
     weight_decay: float = 0.0
     momentum: float = 0.9
     schedule: str = "constant"
@@ -55,6 +70,8 @@ class TrainConfig:
     clip_value: float = 0.0
     accumulate: int = 1
     batching: str = "auto"
+    workers: int = 0
+    measure_anew: bool = False
     chunk: int = 0
     recompute: bool = False
     compile: str = "off"

@@ -24,6 +24,8 @@ from kshot.nn.conv import Conv4
 from kshot.nn.norm import collecting, uses_support_statistics
 
 Embed = Callable[[Tree], Tensor]
+#: A running mean forgets at this rate once it has seen a hundred batches.
+_SLOWEST = 0.01
 
 
 class Labelled(NamedTuple):
@@ -247,6 +249,34 @@ class PretrainedLearner(EmbeddingLearner):
         if self.classifier is None:
             raise RuntimeError("this learner was built on embeddings alone, it has no classifier to train")
         return F.cross_entropy(self.classifier(torch.cat([support.z, query.z])), torch.cat([support.y, query.y]))
+
+
+class CentredLearner(PretrainedLearner):
+    """A pretrained learner that keeps the mean of the training features, to centre features by.
+
+    Args:
+        backbone: maps (N, ...) to embeddings (N, D).
+        classifier: maps embeddings to logits of the training classes; None on embeddings that come from elsewhere,
+            where ``mean`` is zero until it is set.
+    """
+
+    mean: Tensor
+    n_seen: Tensor
+
+    def __init__(self, backbone: nn.Module, classifier: nn.Module | None = None) -> None:
+        super().__init__(backbone, classifier)
+        self.register_buffer("mean", torch.zeros(getattr(backbone, "n_features", 1)))
+        self.register_buffer("n_seen", torch.zeros(()))
+
+    def watch(self, z: Tensor) -> None:
+        """Follow the mean of the training features.
+
+        Args:
+            z: (N, D), or (T, N, D).
+        """
+        weight = (1 / (self.n_seen + 1)).clamp(min=_SLOWEST)
+        self.mean = torch.lerp(self.mean, z.flatten(0, -2).mean(0), weight)
+        self.n_seen = self.n_seen + 1
 
 
 def labelled(z: Tensor, split: Split) -> Labelled:

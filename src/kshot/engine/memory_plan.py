@@ -9,6 +9,7 @@ tasks at once add what the second one added. Left out are the scratch buffers of
 from __future__ import annotations
 
 import copy
+import inspect
 import os
 import weakref
 from collections.abc import Callable, Iterator, Sequence
@@ -26,9 +27,12 @@ from kshot.core import Episode, Learner, UserError, tree_map
 from kshot.core.episode import n_tasks, select
 from kshot.engine.batch import Batching, OuterStep
 from kshot.engine.inner import InnerLoop, writes_in_place
+from kshot.engine.reading import Reader
 
 #: Share of the free memory that a plan may fill.
 SHARE = 0.8
+#: Steps of a sequence from which on its memory is planned: shorter ones have never been too much.
+LONG = 100
 
 
 class Need(NamedTuple):
@@ -68,11 +72,13 @@ def predict(learner: Learner, episodes: Episode, batching: Batching) -> Need:
     Args:
         learner: the method; it is not changed.
         episodes: a batch as training will see it; its shapes count.
-        batching: how; ``chunk`` is of no concern, for what is asked is the memory of each task.
+        batching: how; ``chunk`` is of no concern, for what is asked is the memory of each task. Of
+            several processes it is the memory of each.
 
     Returns:
         The bytes. For a loop, whose tasks come one after the other, all of it is ``fixed``.
     """
+    batching = batching.of_one_process()
     if batching.kind == "loop":
         # From the third task on, the sums of those before lie beside the one at work.
         return Need(_rehearsed(learner, select(episodes, slice(0, 3)), batching), 0)
@@ -185,13 +191,18 @@ def within(found: list[Batching], learner: Learner, episodes: Episode | Sequence
 
     Args:
         found: the ways.
-        learner: the method; only those with an inner loop of the engine's are planned for.
+        learner: the method; only those with an inner loop of the engine's, and readers of long sequences, are planned
+            for.
         episodes: a batch as training will see it.
 
     Returns:
         All of them where there is room; else the planned one, and the compiled kernel, which keeps little.
     """
-    if not (isinstance(learner, InnerLoop) and isinstance(episodes, Episode)):
+    if not isinstance(episodes, Episode):
+        return found
+    if isinstance(learner, Reader) and _steps(episodes) >= LONG:
+        return _reading_within(found, learner, episodes)
+    if not isinstance(learner, InnerLoop):
         return found
     alone = _rehearsed(learner, select(episodes, slice(0, 1)), Batching("loop"))
     if alone * n_tasks(episodes) <= SHARE * free_memory(episodes.support.y.device):
@@ -200,17 +211,32 @@ def within(found: list[Batching], learner: Learner, episodes: Episode | Sequence
     return fused or [plan(learner, episodes).batching]
 
 
+def _steps(episodes: Episode) -> int:
+    return sum(split.y.shape[1] for split in episodes)
+
+
+def _reading_within(found: list[Batching], learner: Reader, episodes: Episode) -> list[Batching]:
+    # The memory of a long sequence grows with its steps, or with their root where they are computed twice.
+    alone = _rehearsed(learner, select(episodes, slice(0, 1)), Batching("loop"))
+    if alone * n_tasks(episodes) <= SHARE * free_memory(episodes.support.y.device):
+        return found
+    lean = [b for b in found if b.kind == "fused" and learner.cell.fused_is_lean]
+    return lean or [replace(b, recompute=True) for b in found if b.kind != "fused"]
+
+
 def _most(need: Need, budget: int, n: int) -> int:
     return next((chunk for chunk in range(n, 0, -1) if need.of(chunk) <= budget), 0)
 
 
 def _refusal(learner: Learner, episodes: Episode, alone: int, budget: int) -> str:
     ways = ["fewer inner steps", "smaller inputs or fewer examples", "imaml, whose memory does not grow with the steps"]
-    if hasattr(learner, "first_order") and learner.exact_gradient:
-        cheap = copy.deepcopy(learner)
-        cheap.first_order = True  # pyright: ignore[reportArgumentType]
-        least = predict(cheap, episodes, Batching("loop")).of(1)
-        ways.insert(0, f"first_order=True, which needs {in_words(least)}")
+    offered = inspect.signature(type(learner)).parameters if learner.exact_gradient else {}
+    for option, value in (("truncate", 1), ("first_order", True)):
+        if option in offered:
+            cheap = copy.deepcopy(learner)
+            setattr(cheap, option, value)
+            least = predict(cheap, episodes, Batching("loop")).of(1)
+            ways.insert(0, f"{option}={value}, which needs {in_words(least)}")
     return (
         f"expected one task to fit into {in_words(budget)} of memory; {type(learner).__name__} needs "
         f"{in_words(alone)} for one, even with its inner steps recomputed. What helps: {'; '.join(ways)}"

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
 
 from kshot.core import UserError
+from kshot.engine.inner import matching
 from kshot.engine.rmsprop import RMSprop
 
 OPTIMISERS = ("adam", "adamw", "sgd", "rmsprop")
@@ -49,6 +50,36 @@ def make_optimiser(
     if name == "rmsprop":
         return RMSprop(params, lr=lr, momentum=momentum, weight_decay=weight_decay)
     raise UserError(f"optimiser must be one of {', '.join(OPTIMISERS)}, got {name!r}")
+
+
+def rate_groups(module: nn.Module, factors: Mapping[str, float]) -> dict[float, list[str]]:
+    """Sort parameters by the factor on their outer learning rate.
+
+    Args:
+        module: whose parameters.
+        factors: pattern of names, such as "model.0.*" -> factor, 0 for parameters that the outer loop leaves alone.
+            Where several patterns fit a name the last one counts; where none does, the factor is 1.
+
+    Returns:
+        Factor -> names, factors in the order of their first parameter.
+
+    Raises:
+        UserError: a pattern fits no name, a factor is negative or not finite, or nothing is left to train.
+    """
+    named: dict[str, Tensor] = dict(module.named_parameters())
+    factor_of = dict.fromkeys(named, 1.0)
+    for pattern, factor in factors.items():
+        if not (math.isfinite(factor) and factor >= 0):
+            raise UserError(
+                f"expected a factor >= 0 on the rate of {pattern!r}, got {factor}; 0 freezes, 1 is outer_lr"
+            )
+        factor_of |= dict.fromkeys(matching(named, [pattern]), float(factor))
+    if factors and not any(factor_of.values()):
+        raise UserError(f"expected something left to train, got a factor of 0 for all {len(named)} parameters")
+    found: dict[float, list[str]] = {}
+    for name, factor in factor_of.items():
+        found.setdefault(factor, []).append(name)
+    return found
 
 
 def rate_factor(step: int, n_steps: int, name: str, *, warmup: int = 0, every: int = 0, gamma: float = 0.5) -> float:

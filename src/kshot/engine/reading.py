@@ -6,7 +6,9 @@ fraction of the time of mapping the steps of a long sequence.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -14,8 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kshot.core import Episode, Learner, Spec, Split, Tree, UserError, tree_map
+from kshot.core.functional import functional_call
+from kshot.engine.divergence import Watch
 from kshot.engine.embedding import embed_queries, embed_support
-from kshot.engine.inner import Named
+from kshot.engine.inner import Named, recompute_is_on, run_twice
 from kshot.nn.memory.cell import Cell
 from kshot.nn.memory.labelled import offset, shown, shuffled
 from kshot.nn.norm import uses_support_statistics
@@ -36,6 +40,17 @@ class Read(NamedTuple):
     cell: tuple[Any, ...]
     last: Tensor
     buffers: Named
+
+
+class _WholeScan(nn.Module):
+    """A cell whose call is its scan."""
+
+    def __init__(self, cell: Cell[Any]) -> None:
+        super().__init__()
+        self.cell = cell
+
+    def forward(self, x: Tensor, state: Any) -> tuple[Tensor, Any]:
+        return self.cell.scan(x, state)
 
 
 class Reader(Learner):
@@ -94,6 +109,11 @@ class Reader(Learner):
         return cls(backbone, spec, **options)  # pyright: ignore[reportArgumentType]
 
     @property
+    def n_rows(self) -> int | None:
+        """Rows of the cell's memory; None where it has none."""
+        return self.cell.n_rows
+
+    @property
     def native(self) -> bool:
         """True if the backbone takes a task axis and needs no statistics from ``adapt``."""
         return getattr(self.backbone, "takes_tasks", False) and not uses_support_statistics(self.backbone)
@@ -114,7 +134,7 @@ class Reader(Learner):
         """
         z, buffers = embed_support(self.backbone, support.x)
         targets = self._targets(support.y, z)
-        _, state = self.cell.scan(offset(z, targets), self.cell.start())
+        _, state = self._scan(offset(z, targets), self.cell.start())
         last = targets[-1] if len(targets) else z.new_zeros(targets.shape[-1])
         return Read(state, last, buffers)
 
@@ -130,7 +150,7 @@ class Reader(Learner):
         """
         z = embed_queries(self.backbone, state.buffers, x)
         if self._in_order:
-            return self.head(self.cell.scan(z, state.cell)[0])
+            return self.head(self._scan(z, state.cell)[0])
         each = tree_map(lambda t: t.expand(len(z), *t.shape), state.cell)
         features, _ = self.cell(torch.cat([z, state.last.expand(len(z), -1)], -1), each)
         return self.head(features)
@@ -157,7 +177,7 @@ class Reader(Learner):
             (L, W) or (L, O).
         """
         z, _ = embed_support(self.backbone, split.x)
-        return self._answers(z, self._targets(split.y, z), None)
+        return self._answers(z, self._targets(split.y, z), None, self._scan)
 
     def outer_loss(self, episode: Episode) -> Tensor:
         """Mean loss over all steps of one sequence of support and queries; while training, in random order.
@@ -168,13 +188,16 @@ class Reader(Learner):
         Returns:
             A scalar.
         """
+        return self._one_loss(episode, self._scan)
+
+    def _one_loss(self, episode: Episode, scan: Scan) -> Tensor:
         support, query = episode
         if uses_support_statistics(self.backbone):
             z, buffers = embed_support(self.backbone, support.x)
             z = torch.cat([z, embed_queries(self.backbone, buffers, query.x)])
         else:
             z = self.backbone(tree_map(lambda *xs: torch.cat(xs), support.x, query.x))
-        return self._loss(z, support.y, query.y)
+        return self._loss(z, support.y, query.y, scan)
 
     def outer_losses(self, episodes: Episode) -> Tensor:
         """Read the sequences of all tasks side by side.
@@ -185,7 +208,7 @@ class Reader(Learner):
         Returns:
             (T,) losses.
         """
-        return self._losses(episodes, self.cell.scan)
+        return self._losses(episodes, self._scan)
 
     def fused_losses(self, episodes: Episode) -> Tensor:
         """Read the sequences of all tasks by the cell's compiled kernel.
@@ -197,6 +220,21 @@ class Reader(Learner):
             (T,) losses, differentiable once.
         """
         return self._losses(episodes, self.cell.fused_scan)
+
+    def first_divergence(self, episodes: Episode, *, one: bool) -> str | None:
+        """Find what goes to infinity first where the loss is taken: which quantity of the cell, at which step.
+
+        Args:
+            episodes: a batch of T, which takes ``native``.
+            one: it is one episode and no batch.
+
+        Returns:
+            Such as "the key strength at step 7 of the sequence"; None where everything is finite.
+        """
+        watch = Watch(self.cell)
+        with torch.enable_grad():
+            losses = self._one_loss(episodes, watch) if one else self._losses(episodes, watch)
+            return watch.first(losses)
 
     def _losses(self, episodes: Episode, scan: Scan) -> Tensor:
         support, query = episodes
@@ -213,15 +251,28 @@ class Reader(Learner):
             return z.new_zeros(*z.shape[:-1], 0)
         return shown(y, self.head.out_features, z)
 
-    def _answers(self, z: Tensor, targets: Tensor, order: Tensor | None, scan: Scan | None = None) -> Tensor:
-        x = offset(z, targets) if order is None else offset(shuffled(order, z), shuffled(order, targets))
-        return self.head((scan or self.cell.scan)(x, self.cell.start(tuple(z.shape[1:-1])))[0])
+    def _scan(self, x: Tensor, state: Any) -> tuple[Tensor, Any]:
+        # Within ``recomputing`` in about sqrt(L) pieces: the states between them are kept, and what happens in a piece
+        # is computed again on the way back.
+        if not (len(x) and recompute_is_on()):
+            return self.cell.scan(x, state)
+        whole = _WholeScan(self.cell)
+        weights = {**dict(whole.named_parameters()), **dict(whole.named_buffers())}
+        outputs = []
+        for piece in x.split(math.ceil(math.sqrt(len(x)))):
+            out, state = run_twice(partial(functional_call, whole), (piece, state), weights, (piece, state))
+            outputs.append(out)
+        return torch.cat(outputs), state
 
-    def _loss(self, z: Tensor, support: Tensor, query: Tensor, scan: Scan | None = None) -> Tensor:
+    def _answers(self, z: Tensor, targets: Tensor, order: Tensor | None, scan: Scan) -> Tensor:
+        x = offset(z, targets) if order is None else offset(shuffled(order, z), shuffled(order, targets))
+        return self.head(scan(x, self.cell.start(tuple(z.shape[1:-1])))[0])
+
+    def _loss(self, z: Tensor, support: Tensor, query: Tensor, scan: Scan) -> Tensor:
         # z (L, ..., D), time first; the mean is over time (and outputs), the axes between stay.
         tasks = tuple(z.shape[1:-1])
         if self._in_order:
-            features, _ = (scan or self.cell.scan)(z, self.cell.start(tasks))
+            features, _ = scan(z, self.cell.start(tasks))
             answers = self.head(features[len(support) :])
             each = F.binary_cross_entropy_with_logits(answers, query.to(z.dtype), reduction="none")
             return each.mean((0, -1))

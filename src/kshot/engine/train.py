@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import threading
 import time
@@ -16,15 +17,17 @@ import torch
 from lightning_fabric import Fabric
 
 from kshot.core import DivergedError, Episode, Learner, Tree, UserError, generator
-from kshot.engine.auto import choose
 from kshot.engine.batch import Batching, OuterGradient, OuterStep, combine
 from kshot.engine.checkpoint import Checkpoints, save_tree
+from kshot.engine.choices import choose_once
 from kshot.engine.config import TrainConfig
 from kshot.engine.distributed import average, make_fabric, synchronise
 from kshot.engine.inner import replace_buffers
 from kshot.engine.log import Log
-from kshot.engine.outer import clip, make_optimiser, rate_factor
+from kshot.engine.outer import clip, make_optimiser, rate_factor, rate_groups
+from kshot.engine.processes import end_idle
 
+WITHOUT_COMPILER = "no working C++ compiler was found, so steps are not compiled; install one, or leave --compile off"
 ADVICE = "the last good checkpoint is kept. Try a smaller outer_lr or inner_lr, clip_norm=10, or fewer inner steps"
 
 
@@ -107,11 +110,16 @@ class Trainer:
         self.on_event = on_event if on_event is not None else lambda name, step, values: None
         self.logs = logs if self.fabric.is_global_zero else ()
         self.checkpoints = Checkpoints(out / "checkpoints") if out else None
-        self.optimiser = make_optimiser(
-            learner.parameters(), config.optimiser, config.outer_lr, config.weight_decay, config.momentum
-        )
+        self.rates = rate_groups(learner, config.outer_groups)
+        self.frozen = self.rates.pop(0.0, [])
+        named = dict(learner.named_parameters())
+        first, *others = ([named[name] for name in names] for names in self.rates.values() or [[]])
+        self.optimiser = make_optimiser(first, config.optimiser, config.outer_lr, config.weight_decay, config.momentum)
+        for params in others:
+            self.optimiser.add_param_group({"params": params})
         self.progress = Progress()
         self.outer_step: OuterStep | None = None
+        self._how = ""
 
     def fit(self, resume: bool = False) -> Progress:
         """Train until the last step, an early stop, or a request to stop (Ctrl-C, SIGTERM).
@@ -128,7 +136,13 @@ class Trainer:
         """
         self._refuse_another_run(resume)
         devices = [self.fabric.device] if self.fabric.device.type == "cuda" else []
-        with torch.random.fork_rng(devices), _deterministic(self.config.deterministic), _stop_requests() as stop:
+        frozen = _frozen(self.learner, self.frozen)
+        with (
+            torch.random.fork_rng(devices),
+            _deterministic(self.config.deterministic),
+            frozen,
+            _stop_requests() as stop,
+        ):
             # Dropout and the like draw from the global generator: it is seeded here and restored afterwards.
             torch.manual_seed(generator(self.config.seed, "global").initial_seed())
             self.learner.train()
@@ -136,10 +150,13 @@ class Trainer:
                 self._restore()
             self._prepare()
             clock = time.perf_counter() - self.progress.seconds
-            while not self.progress.stopped:
-                self._one_step()
-                self.progress.seconds = time.perf_counter() - clock
-                self._after_step(stop.is_set())
+            try:
+                while not self.progress.stopped:
+                    self._one_step()
+                    self.progress.seconds = time.perf_counter() - clock
+                    self._after_step(stop.is_set())
+            finally:
+                self._end_workers()
         self.learner.eval()
         return self.progress
 
@@ -160,24 +177,37 @@ class Trainer:
         synchronise(self.fabric, self.learner)
         if self.outer_step is None:
             self.outer_step = OuterStep(self.learner, self._choose_batching(), self.fabric.autocast)
-        self.on_event("start", self.progress.step, {"batching": str(self.outer_step.batching)})
+        how = {"how": self._how} if self._how else {}
+        self.on_event("start", self.progress.step, {"batching": str(self.outer_step.batching), **how})
         if self.progress.step == 0:
             self._save()
 
     def _choose_batching(self) -> Batching:
         c = self.config
+        compiled = c.compile == "on"
+        rule = "fused" if self.learner.fused and not compiled else "native" if self.learner.native else "loop"
         if c.batching != "auto":
-            return Batching(c.batching, c.chunk, c.compile == "on", c.recompute)
+            several = {"inside": rule, "workers": c.workers} if c.batching == "processes" else {}
+            return Batching(c.batching, c.chunk, compiled, c.recompute, **several)
         if c.deterministic:
-            compiled = c.compile == "on"
-            fixed = "fused" if self.learner.fused and not compiled else "native" if self.learner.native else "loop"
-            return Batching(fixed, c.chunk, compiled, c.recompute)
+            return Batching(rule, c.chunk, compiled, c.recompute)
         before = self.loader.state_dict()
         batch = self._next()
         self.loader.load_state_dict(before)
-        chosen, _ = choose(self.learner, batch, n_steps=c.steps, compiled=c.compile, autocast=self.fabric.autocast)
+        options: dict[str, Any] = {"n_steps": c.steps, "compiled": c.compile, "autocast": self.fabric.autocast}
+        choice = choose_once(self.learner, batch, anew=c.measure_anew, **options)
+        self._how = "measured before" if choice.remembered else "measured"
+        if not choice.remembered and any(
+            seconds == math.inf for way, seconds in choice.seconds.items() if "compiled" in way
+        ):
+            self.on_event("warning", 0, {"message": WITHOUT_COMPILER})
         # All processes must run the same program, though their clocks may disagree.
-        return self.fabric.broadcast(chosen)
+        return self.fabric.broadcast(choice.batching)
+
+    def _end_workers(self) -> None:
+        if self.outer_step is not None:
+            self.outer_step.close()
+        end_idle()
 
     def _next(self) -> Episode | list[Episode]:
         return self.precision.convert_input(next(self.loader))
@@ -196,8 +226,8 @@ class Trainer:
             self._diverged(gradient)
         c, step = self.config, self.progress.step
         rate = c.outer_lr * rate_factor(step, c.steps, c.schedule, warmup=c.warmup, every=c.lr_every, gamma=c.lr_gamma)
-        for group in self.optimiser.param_groups:
-            group["lr"] = rate
+        for group, factor in zip(self.optimiser.param_groups, self.rates, strict=True):
+            group["lr"] = rate * factor
         for name, p in self.learner.named_parameters():
             p.grad = grads[name].to(p.dtype) if name in grads else None
         self.optimiser.step()
@@ -210,7 +240,7 @@ class Trainer:
         bad = [f"the gradient of {k}" for k, g in gradient.grads.items() if not bool(torch.isfinite(g).all())]
         what = bad[0] if bool(torch.isfinite(gradient.losses).all()) and bad else "the outer loss"
         began = self.outer_step.first_divergence() if self.outer_step else None
-        where = f". It began within the inner loop, with {began}" if began else ""
+        where = f". It began with {began}" if began else ""
         raise DivergedError(self.progress.step + 1, what, ADVICE + where)
 
     def _after_step(self, stop: bool) -> None:
@@ -314,6 +344,19 @@ def _deterministic(wanted: bool) -> Iterator[None]:
         yield
     finally:
         torch.use_deterministic_algorithms(before)
+
+
+@contextmanager
+def _frozen(learner: Learner, names: Sequence[str]) -> Iterator[None]:
+    # No gradient is computed for what the outer loop leaves alone; the inner loop may still move a copy of it.
+    held = {k: p.requires_grad for k, p in learner.named_parameters() if k in names}
+    for name in held:
+        learner.get_parameter(name).requires_grad_(False)
+    try:
+        yield
+    finally:
+        for name, before in held.items():
+            learner.get_parameter(name).requires_grad_(before)
 
 
 @contextmanager

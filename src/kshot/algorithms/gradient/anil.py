@@ -48,6 +48,7 @@ class ANIL(InnerLoop):
         n_inner_steps: gradient steps while training.
         n_inner_steps_eval: gradient steps when evaluating, 0 for as many as in training.
         first_order: leave the second derivatives out.
+        truncate: inner steps, the last ones, that the outer gradient runs through; 0 for all.
 
     Raises:
         UserError: a step count or rate that makes no sense.
@@ -62,8 +63,9 @@ class ANIL(InnerLoop):
         n_inner_steps: int = 1,
         n_inner_steps_eval: int = 0,
         first_order: bool = False,
+        truncate: int = 0,
     ) -> None:
-        super().__init__(nn.Sequential(body, head), n_inner_steps, n_inner_steps_eval)
+        super().__init__(nn.Sequential(body, head), n_inner_steps, n_inner_steps_eval, truncate)
         check_rate("inner_lr", inner_lr)
         self.inner_lr, self.first_order = inner_lr, first_order
 
@@ -104,7 +106,7 @@ class ANIL(InnerLoop):
         Returns:
             The settings.
         """
-        return Inner(self.inner_lr, n_steps, first_order=self.first_order)
+        return Inner(self.inner_lr, n_steps, first_order=self.first_order, truncate=self.truncate)
 
     def support_loss(self, weights: Weights, support: Split, step: int) -> tuple[Tensor, Weights]:
         """Loss of the head on features.

@@ -45,6 +45,7 @@ class BOIL(InnerLoop):
         n_inner_steps: gradient steps while training; 1 in the paper.
         n_inner_steps_eval: gradient steps when evaluating, 0 for as many as in training.
         first_order: leave the second derivatives out.
+        truncate: inner steps, the last ones, that the outer gradient runs through; 0 for all.
 
     Raises:
         UserError: a step count or rate that makes no sense, or a body without parameters.
@@ -59,8 +60,9 @@ class BOIL(InnerLoop):
         n_inner_steps: int = 1,
         n_inner_steps_eval: int = 0,
         first_order: bool = False,
+        truncate: int = 0,
     ) -> None:
-        super().__init__(nn.Sequential(body, head), n_inner_steps, n_inner_steps_eval)
+        super().__init__(nn.Sequential(body, head), n_inner_steps, n_inner_steps_eval, truncate)
         check_rate("inner_lr", inner_lr)
         self.inner_lr, self.first_order = inner_lr, first_order
 
@@ -99,4 +101,4 @@ class BOIL(InnerLoop):
         Returns:
             The settings.
         """
-        return Inner(self.inner_lr, n_steps, first_order=self.first_order, adapted=("0.*",))
+        return Inner(self.inner_lr, n_steps, first_order=self.first_order, adapted=("0.*",), truncate=self.truncate)

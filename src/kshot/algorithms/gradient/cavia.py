@@ -68,6 +68,7 @@ class CAVIA(InnerLoop):
         n_inner_steps_eval: gradient steps when evaluating, 0 for as many as in training.
         layer: name of the layer (linear or convolution) that the context enters; "" for the paper's place.
         first_order: leave the second derivatives out.
+        truncate: inner steps, the last ones, that the outer gradient runs through; 0 for all.
 
     Raises:
         UserError: a number that makes no sense, or no such layer.
@@ -83,8 +84,9 @@ class CAVIA(InnerLoop):
         n_inner_steps_eval: int = 0,
         layer: str = "",
         first_order: bool = False,
+        truncate: int = 0,
     ) -> None:
-        super().__init__(model, n_inner_steps, n_inner_steps_eval)
+        super().__init__(model, n_inner_steps, n_inner_steps_eval, truncate)
         check_rate("inner_lr", inner_lr)
         if n_context < 1:
             raise UserError(f"expected n_context >= 1, got {n_context}; 4 is enough for a sinusoid")
@@ -114,7 +116,7 @@ class CAVIA(InnerLoop):
         Returns:
             The settings.
         """
-        return Inner(self.inner_lr, n_steps, first_order=self.first_order, adapted=(CONTEXT,))
+        return Inner(self.inner_lr, n_steps, first_order=self.first_order, adapted=(CONTEXT,), truncate=self.truncate)
 
     def start(self, support: Split) -> Weights:
         """Start from phi = 0.

@@ -53,6 +53,7 @@ class MAML(InnerLoop):
         n_inner_steps: gradient steps while training; 1 in 5-way Omniglot and the sinusoid.
         n_inner_steps_eval: gradient steps when evaluating, 0 for as many as in training; 3 in 5-way Omniglot.
         first_order: leave the second derivatives out (section 5.2, FOMAML).
+        truncate: inner steps, the last ones, that the outer gradient runs through; 0 for all.
 
     Raises:
         UserError: a step count or rate that makes no sense.
@@ -66,15 +67,16 @@ class MAML(InnerLoop):
         n_inner_steps: int = 1,
         n_inner_steps_eval: int = 0,
         first_order: bool = False,
+        truncate: int = 0,
     ) -> None:
-        super().__init__(model, n_inner_steps, n_inner_steps_eval)
+        super().__init__(model, n_inner_steps, n_inner_steps_eval, truncate)
         check_rate("inner_lr", inner_lr)
         self.inner_lr, self.first_order = inner_lr, first_order
 
     @property
     def fused(self) -> bool:
         """True if the model is a Conv4 that compiled kernels know and a linear head, while training."""
-        if not (self.training and type(self.model) is nn.Sequential and len(self.model) == 2):
+        if not (self.training and type(self.model) is nn.Sequential and len(self.model) == 2) or self.truncated:
             return False
         backbone, head = self.model
         return (
@@ -128,4 +130,4 @@ class MAML(InnerLoop):
             The settings; ``InnerLoop`` does the rest: Eq. 1, the loss of theta' on the queries, differentiated through
             the steps.
         """
-        return Inner(self.inner_lr, n_steps, first_order=self.first_order)
+        return Inner(self.inner_lr, n_steps, first_order=self.first_order, truncate=self.truncate)

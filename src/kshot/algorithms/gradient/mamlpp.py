@@ -59,6 +59,7 @@ class MAMLpp(InnerLoop):
             500 in the paper.
         first_order_steps: outer steps without second derivatives at the start; 0 in the authors' settings, 50 epochs
             of 500 in the paper's text.
+        truncate: inner steps, the last ones, that the outer gradient runs through; 0 for all.
 
     Raises:
         UserError: a step count or rate that makes no sense.
@@ -75,8 +76,9 @@ class MAMLpp(InnerLoop):
         n_inner_steps_eval: int = 0,
         multi_step_steps: int = 0,
         first_order_steps: int = 0,
+        truncate: int = 0,
     ) -> None:
-        super().__init__(copy.deepcopy(model), n_inner_steps, n_inner_steps_eval)
+        super().__init__(copy.deepcopy(model), n_inner_steps, n_inner_steps_eval, truncate)
         check_rate("inner_lr", inner_lr)
         if multi_step_steps < 0 or first_order_steps < 0:
             raise UserError(f"expected outer steps >= 0, got {multi_step_steps} and {first_order_steps}; 0 is never")
@@ -106,8 +108,8 @@ class MAMLpp(InnerLoop):
 
     @property
     def exact_gradient(self) -> bool:
-        """False while derivative-order annealing leaves the second derivatives out."""
-        return int(self.outer_steps) >= self.first_order_steps
+        """False while derivative-order annealing leaves the second derivatives out, or where steps are left out."""
+        return int(self.outer_steps) >= self.first_order_steps and not self.truncated
 
     def inner(self, n_steps: int) -> Inner:
         """Step with the rates of each tensor and step (LSLR), of the order that annealing has come to (DA).
@@ -120,12 +122,13 @@ class MAMLpp(InnerLoop):
         """
         rates = [{k: r[i] for k, r in zip(self.adapted, self.rates, strict=True)} for i in range(self.n_inner_steps)]
         done = known(self.outer_steps) if self.first_order_steps else self.first_order_steps
+        how: dict[str, Any] = {"adapted": self.adapted, "truncate": self.truncate}
         if done is not None:
-            return Inner(rates, n_steps, first_order=done < self.first_order_steps, adapted=self.adapted)
+            return Inner(rates, n_steps, first_order=done < self.first_order_steps, **how)
         # Compiled once for all outer steps: both orders are in the program.
         full = self.outer_steps >= self.first_order_steps
         rule = preconditioned(lambda g, on: {k: torch.where(on, t, t.detach()) for k, t in g.items()}, full, sgd())
-        return Inner(rates, n_steps, rule, adapted=self.adapted)
+        return Inner(rates, n_steps, rule, **how)
 
     def support_loss(self, weights: Weights, support: Split, step: int) -> tuple[Tensor, Weights]:
         """Loss under the normalisation of this very step (BNRS, BNWB).

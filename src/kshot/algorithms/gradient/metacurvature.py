@@ -47,6 +47,7 @@ class MetaCurvature(InnerLoop):
         n_inner_steps: gradient steps while training.
         n_inner_steps_eval: gradient steps when evaluating, 0 for as many as in training.
         first_order: leave the second derivatives out; matrices still learn.
+        truncate: inner steps, the last ones, that the outer gradient runs through; 0 for all.
 
     Raises:
         UserError: a step count or rate that makes no sense.
@@ -60,8 +61,9 @@ class MetaCurvature(InnerLoop):
         n_inner_steps: int = 1,
         n_inner_steps_eval: int = 0,
         first_order: bool = False,
+        truncate: int = 0,
     ) -> None:
-        super().__init__(model, n_inner_steps, n_inner_steps_eval)
+        super().__init__(model, n_inner_steps, n_inner_steps_eval, truncate)
         check_rate("inner_lr", inner_lr)
         self.inner_lr, self.first_order = inner_lr, first_order
         self.matrices = nn.ModuleList(
@@ -92,7 +94,7 @@ class MetaCurvature(InnerLoop):
         names = [name for name, _ in self.model.named_parameters()]
         tensors = {name: list(own) for name, own in zip(names, self.matrices, strict=True)}  # pyright: ignore[reportArgumentType]
         rule = preconditioned(lambda grads, by: {k: curve(g, by[k]) for k, g in grads.items()}, tensors)
-        return Inner(self.inner_lr, n_steps, rule, first_order=self.first_order)
+        return Inner(self.inner_lr, n_steps, rule, first_order=self.first_order, truncate=self.truncate)
 
 
 def curve(gradient: Tensor, matrices: list[Tensor]) -> Tensor:

@@ -48,6 +48,7 @@ class MetaSGD(InnerLoop):
         n_inner_steps: gradient steps while training; the paper's promise is that 1 is enough.
         n_inner_steps_eval: gradient steps when evaluating, 0 for as many as in training.
         first_order: leave the second derivatives out; rates still learn.
+        truncate: inner steps, the last ones, that the outer gradient runs through; 0 for all.
 
     Raises:
         UserError: a step count or rate that makes no sense.
@@ -62,8 +63,9 @@ class MetaSGD(InnerLoop):
         n_inner_steps: int = 1,
         n_inner_steps_eval: int = 0,
         first_order: bool = False,
+        truncate: int = 0,
     ) -> None:
-        super().__init__(model, n_inner_steps, n_inner_steps_eval)
+        super().__init__(model, n_inner_steps, n_inner_steps_eval, truncate)
         check_rate("inner_lr", inner_lr)
         if not rate_spread >= 0:
             raise UserError(f"expected rate_spread >= 0, got {rate_spread}; 0 starts all rates at inner_lr")
@@ -98,4 +100,5 @@ class MetaSGD(InnerLoop):
             The settings.
         """
         names = (name for name, _ in self.model.named_parameters())
-        return Inner(dict(zip(names, self.rates, strict=True)), n_steps, first_order=self.first_order)
+        rates = dict(zip(names, self.rates, strict=True))
+        return Inner(rates, n_steps, first_order=self.first_order, truncate=self.truncate)

@@ -52,6 +52,7 @@ class ProtoMAML(InnerLoop):
         n_inner_steps: gradient steps while training.
         n_inner_steps_eval: gradient steps when evaluating, 0 for as many as in training.
         first_order: leave the second derivatives of the steps out (fo-Proto-MAML); the prototypes keep theirs.
+        truncate: inner steps, the last ones, that the outer gradient runs through; 0 for all.
 
     Raises:
         UserError: a step count or rate that makes no sense.
@@ -69,8 +70,9 @@ class ProtoMAML(InnerLoop):
         n_inner_steps: int = 2,
         n_inner_steps_eval: int = 0,
         first_order: bool = False,
+        truncate: int = 0,
     ) -> None:
-        super().__init__(model, n_inner_steps, n_inner_steps_eval)
+        super().__init__(model, n_inner_steps, n_inner_steps_eval, truncate)
         check_rate("inner_lr", inner_lr)
         self.inner_lr, self.first_order = inner_lr, first_order
 
@@ -102,7 +104,7 @@ class ProtoMAML(InnerLoop):
         Returns:
             The settings.
         """
-        return Inner(self.inner_lr, n_steps, first_order=self.first_order)
+        return Inner(self.inner_lr, n_steps, first_order=self.first_order, truncate=self.truncate)
 
     def start(self, support: Split) -> Weights:
         """Start from the linear classifier that is the Prototypical Network: w_k = 2 c_k, b_k = -|c_k|^2 (section 3).

@@ -5,7 +5,7 @@
 """
 
 from kshot.engine.inner.learner import InnerLoop, check_rate, first_divergence
-from kshot.engine.inner.recompute import recomputing, unroll
+from kshot.engine.inner.recompute import Random, recompute_is_on, recomputing, run_twice, unroll
 from kshot.engine.inner.rules import Rates, Rule, adam, clipped, momentum, preconditioned, sgd
 from kshot.engine.inner.steps import Inner, InnerDivergence, gradient, matching, sgd_steps, unrolled, watching
 from kshot.engine.inner.weights import (
@@ -26,6 +26,7 @@ __all__ = [
     "InnerLoop",
     "Named",
     "OtherPathWarning",
+    "Random",
     "Rates",
     "Rule",
     "Weights",
@@ -39,8 +40,10 @@ __all__ = [
     "matching",
     "momentum",
     "preconditioned",
+    "recompute_is_on",
     "recomputing",
     "replace_buffers",
+    "run_twice",
     "sgd",
     "sgd_steps",
     "twice_differentiable",

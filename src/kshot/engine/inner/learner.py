@@ -26,6 +26,7 @@ class InnerLoop(Learner):
         model: any network that maps (N, ...) to logits (N, W), or to means (N, O).
         n_inner_steps: gradient steps while training.
         n_inner_steps_eval: gradient steps when evaluating; 0 for as many as in training.
+        truncate: inner steps, the last ones, that the outer gradient runs through; 0 for all.
 
     Raises:
         UserError: a step count that makes no sense.
@@ -39,14 +40,16 @@ class InnerLoop(Learner):
     #: Leave the second derivatives out.
     first_order: bool = False
 
-    def __init__(self, model: nn.Module, n_inner_steps: int, n_inner_steps_eval: int) -> None:
+    def __init__(self, model: nn.Module, n_inner_steps: int, n_inner_steps_eval: int, truncate: int = 0) -> None:
         super().__init__()
         if n_inner_steps < 1 or n_inner_steps_eval < 0:
             raise UserError(
                 f"expected n_inner_steps >= 1, got {n_inner_steps} (and {n_inner_steps_eval} to evaluate); "
                 "a learner that takes no step learns nothing of its task"
             )
-        self.model = model
+        if truncate < 0:
+            raise UserError(f"expected truncate >= 0 inner steps, got {truncate}; 0 runs back through all of them")
+        self.model, self.truncate = model, truncate
         self.n_inner_steps, self.n_inner_steps_eval = n_inner_steps, n_inner_steps_eval
 
     @property
@@ -56,8 +59,13 @@ class InnerLoop(Learner):
 
     @property
     def exact_gradient(self) -> bool:
-        """False for first order: the second derivatives are missing."""
-        return not self.first_order
+        """False for first order, where the second derivatives are missing, and where early steps are left out."""
+        return not (self.first_order or self.truncated)
+
+    @property
+    def truncated(self) -> bool:
+        """True if the outer gradient does not run through all inner steps."""
+        return 0 < self.truncate < self.n_steps()
 
     @classmethod
     def from_backbone(cls, backbone: nn.Module, spec: Spec, **options: Any) -> InnerLoop:

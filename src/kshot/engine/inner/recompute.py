@@ -41,6 +41,15 @@ def recomputing(on: bool = True) -> Iterator[None]:
         _on.reset(token)
 
 
+def recompute_is_on() -> bool:
+    """Tell whether ``recomputing`` is open.
+
+    Returns:
+        True within it.
+    """
+    return _on.get()
+
+
 def unroll(step: Step, state: Tree, constants: Tree, n_steps: int, *, every: bool) -> Iterator[Tree]:
     """Apply a step again and again.
 
@@ -65,16 +74,32 @@ def unroll(step: Step, state: Tree, constants: Tree, n_steps: int, *, every: boo
 
 
 def _again(step: Step, state: Tree, constants: Tree, steps: range) -> Tree:
-    n_state = len(leaves(state))
-
-    def run(*tensors: Tensor) -> tuple[Tensor, ...]:
-        now, fixed = _like(state, tensors[:n_state]), _like(constants, tensors[n_state:])
+    def piece(now: Tree, fixed: Tree) -> Tree:
         for i in steps:
             now = step(now, fixed, i)
-        # A copy, where a step hands something on as it came: an output may not be an input.
-        return tuple(t.clone() if any(t is s for s in tensors) else t for t in leaves(now))
+        return now
 
-    return _like(state, _Piece.apply(run, _Random(), *leaves(state), *leaves(constants)))
+    return run_twice(piece, state, state, constants)
+
+
+def run_twice(function: Callable[..., Tree], like: Tree, *args: Tree) -> Tree:
+    """Call a function, keep its arguments alone, and call it again when a gradient comes back.
+
+    Args:
+        function: of trees of tensors to a tree of tensors; pure. All tensors with a gradient come as arguments.
+        like: a tree with the structure of what it returns.
+        *args: the arguments.
+
+    Returns:
+        What it returns.
+    """
+
+    def run(*tensors: Tensor) -> tuple[Tensor, ...]:
+        found = function(*_like(args, tensors))
+        # A copy, where something is handed on as it came: an output may not be an input.
+        return tuple(t.clone() if any(t is s for s in tensors) else t for t in leaves(found))
+
+    return _like(like, _Piece.apply(run, Random(), *leaves(args)))
 
 
 def _like(tree: Tree, tensors: Any) -> Tree:
@@ -82,7 +107,7 @@ def _like(tree: Tree, tensors: Any) -> Tree:
     return tree_map(lambda _: next(one), tree)
 
 
-class _Random:
+class Random:
     """Remembers the global generators, so that dropout draws the same numbers the second time."""
 
     def __init__(self) -> None:
@@ -91,6 +116,11 @@ class _Random:
 
     @contextmanager
     def again(self) -> Iterator[None]:
+        """While open, the generators go on from where they were remembered; afterwards from where they are now.
+
+        Yields:
+            Nothing.
+        """
         with torch.random.fork_rng(devices=None if self.cuda is not None else []):
             torch.set_rng_state(self.cpu)
             if self.cuda is not None:
@@ -102,7 +132,7 @@ class _Piece(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(run: Callable[..., tuple[Tensor, ...]], random: _Random, *tensors: Tensor) -> tuple[Tensor, ...]:
+    def forward(run: Callable[..., tuple[Tensor, ...]], random: Random, *tensors: Tensor) -> tuple[Tensor, ...]:
         return run(*tensors)
 
     @staticmethod

@@ -7,6 +7,7 @@ through them (first order, or no gradient wanted at all) the steps build no grap
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -19,7 +20,7 @@ from torch._C._functorch import peek_interpreter_stack
 
 from kshot.core import Split, UserError
 from kshot.core.tree import Tree
-from kshot.engine.inner.recompute import unroll
+from kshot.engine.inner.recompute import Step, unroll
 from kshot.engine.inner.rules import Rates, Rule, rate_at, sgd
 from kshot.engine.inner.weights import Named, Weights, twice_differentiable
 
@@ -37,6 +38,8 @@ class Inner(NamedTuple):
         rule: the optimiser; plain gradient descent if None.
         first_order: treat gradients as constants, so that no second derivative is taken.
         adapted: patterns of names of the parameters that change, such as "head.*"; the others stay as they are.
+        truncate: the outer gradient runs backward through so many last steps, and takes what those before them added to
+            the start for a constant (Shaban et al. 2019, arXiv:1810.10667, for a start that is learned); 0 for all.
     """
 
     lr: Rates
@@ -44,6 +47,7 @@ class Inner(NamedTuple):
     rule: Rule | None = None
     first_order: bool = False
     adapted: Sequence[str] = ("*",)
+    truncate: int = 0
 
 
 def unrolled(
@@ -59,7 +63,7 @@ def unrolled(
         every: yield all of them.
 
     Yields:
-        k + 1 weights, or one. Memory grows with the steps if an outer gradient is taken (with their root within
+        k + 1 weights, or one. Memory grows with the steps that the outer gradient runs through (with their root within
         ``recomputing`` and without ``every``), else it is constant.
     """
     moving = {k: start.params[k] for k in matching(start.params, inner.adapted)}
@@ -85,8 +89,22 @@ def unrolled(
         yield start
     state = (moving, start.buffers, rule.start(moving))
     constants = (fixed, support, inner.lr, rule.tensors)
-    for params, buffers, _ in unroll(step, state, constants, inner.n_steps, every=every):
+    first = max(inner.n_steps - inner.truncate, 0) if inner.truncate else 0
+    early = _without_graph(step, state, constants, first, every=every)
+    state = early[-1] if early else state
+    late = unroll(lambda s, c, i: step(s, c, first + i), state, constants, inner.n_steps - first, every=every)
+    for params, buffers, _ in itertools.chain(early if every else (), late):
         yield Weights({k: params.get(k, p) for k, p in start.params.items()}, buffers)
+
+
+def _without_graph(step: Step, state: Tree, constants: Tree, n_steps: int, *, every: bool) -> list[Tree]:
+    # The states on the way, or the last: for the outer gradient each is the start and a constant.
+    start, found = state[0], []
+    with torch.no_grad():
+        for i in range(n_steps):
+            state = step(state, constants, i)
+            found = [*found, state] if every else [state]
+    return [({k: p + (start[k] - start[k].detach()) for k, p in now[0].items()}, *now[1:]) for now in found]
 
 
 def gradient(
