@@ -1,21 +1,27 @@
 """What learners share that read labelled examples as a sequence, and how safe their cells are."""
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kshot.algorithms import DNC, LSTM, MANN
+from kshot.algorithms import DNC, LSTM, MANN, NTM
 from kshot.core import Episode, Spec, Split, UserError
 from kshot.core.episode import unbind
+from kshot.data.sequences.copying import copy_tasks
 from kshot.engine.reading import Reader
+from kshot.evaluation.evaluate import evaluate
+from kshot.nn import native
 from kshot.nn.flat import Flat
 from kshot.nn.memory.cell import Cell
 from kshot.nn.memory.dnc import DNCCell
 from kshot.nn.memory.labelled import offset, shown, shuffled
-from kshot.nn.memory.lrua import LRUACell
+from kshot.nn.memory.lrua import LRUACell, LRUAState
 from kshot.nn.memory.lstm import LSTMCell
 from kshot.nn.memory.similarity import cosine
+from kshot.nn.native.ntm import ntm_scan
 from kshot.testing import synthetic_episode, synthetic_episodes
 
 SPEC = Spec("classification", (4,), 3)
@@ -57,7 +63,7 @@ def one_sequence(learner: Reader, episode: Episode, order: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("make", [LSTM, MANN, DNC])
 def test_training_judges_every_step_of_one_mixed_sequence(make: type[Reader]) -> None:
-    learner = make(Flat((4,)), SPEC, n_hidden=5).double().train()
+    learner = make.from_backbone(Flat((4,)), SPEC, n_hidden=5).double().train()
     episodes = synthetic_episodes(SPEC, 2, n_shot=1, n_query=2)
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)
@@ -103,6 +109,43 @@ def test_gradients_of_a_cell_once_and_twice(name: str) -> None:
     assert torch.autograd.gradgradcheck(lambda x: cell.scan(x, cell.start())[0], x, atol=1e-3, fast_mode=True)
 
 
+@pytest.mark.parametrize("n_heads", [1, 2])
+def test_the_gradient_by_hand_is_that_of_the_steps(n_heads: int) -> None:
+    g = torch.Generator().manual_seed(1)
+    cell = LRUACell(3, 4, n_slots=6, slot_width=3, n_heads=n_heads).double()
+    x = torch.randn(7, 2, 3, dtype=torch.float64, generator=g).requires_grad_()
+    # From a state in the middle, and with a gradient into every part of the state at the end.
+    begun = [
+        t.detach().requires_grad_() for t in cell.scan(torch.randn(3, 2, 3, generator=g).double(), cell.start((2,)))[1]
+    ]
+    results = []
+    for read in (cell.scan, cell.fused_scan):
+        outputs, end = read(x, LRUAState(*begun))
+        factors = [
+            torch.randn(t.shape, generator=torch.Generator().manual_seed(i)) for i, t in enumerate((outputs, *end))
+        ]
+        loss = torch.stack([(t * f).sum() for t, f in zip((outputs, *end), factors, strict=True)]).sum()
+        grads = torch.autograd.grad(loss, [x, *begun, *cell.parameters()])
+        results.append([outputs, *end, *grads])
+    for got, right in zip(*reversed(results), strict=True):
+        torch.testing.assert_close(got, right, rtol=1e-9, atol=1e-12)
+
+
+def test_the_gradient_by_hand_is_taken_once_and_not_within_autocast() -> None:
+    cell = LRUACell(3, 4, n_slots=6, slot_width=3, n_heads=2)
+    outputs, _ = cell.fused_scan(torch.zeros(2, 1, 3), cell.start((1,)))
+    outputs.sum().backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="taken already"):
+        outputs.sum().backward()
+    assert cell.can_fuse()
+    assert not cell.to(torch.bfloat16).can_fuse()
+    cell.float()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not cell.can_fuse()
+        outputs, _ = cell.fused_scan(torch.zeros(2, 1, 3), cell.start((1,)))
+    assert bool(outputs.isfinite().all())
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", CELLS)
 def test_an_empty_memory_has_finite_gradients(name: str, dtype: torch.dtype) -> None:
@@ -115,11 +158,43 @@ def test_an_empty_memory_has_finite_gradients(name: str, dtype: torch.dtype) -> 
         assert all(bool(torch.isfinite(p.grad).all()) for p in cell.parameters())
 
 
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.bfloat16, 0.02)])
+def test_cosine_in_any_type_is_within_its_rounding(dtype: torch.dtype, tolerance: float) -> None:
+    g = torch.Generator().manual_seed(0)
+    keys, memory = (torch.randn(n, 4, generator=g).to(dtype) for n in (3, 5))
+    torch.testing.assert_close(
+        cosine(keys, memory).double(), cosine(keys.double(), memory.double()), rtol=0, atol=tolerance
+    )
+    for scale in (0.0, 1e-15, 1e15):
+        tensors = [(scale * t).requires_grad_() for t in (keys, memory)]
+        found = cosine(*tensors)
+        assert float(found.detach().abs().max()) <= 1 + tolerance
+        assert all(bool(g.isfinite().all()) for g in torch.autograd.grad(found.sum(), tensors))
+
+
 def test_cosine_is_that_of_the_textbook_and_zero_at_zero() -> None:
     keys, memory = torch.randn(2, 3, 4, dtype=torch.float64), torch.randn(2, 5, 4, dtype=torch.float64)
     expected = F.cosine_similarity(keys.unsqueeze(-2), memory.unsqueeze(-3), dim=-1)
     torch.testing.assert_close(cosine(keys, memory), expected, rtol=1e-5, atol=1e-5)
     assert not cosine(torch.zeros(1, 4), torch.randn(3, 4)).any()
+
+
+@pytest.mark.skipif(not native.available(), reason=f"no native library: {native.why_not()}")
+def test_an_evaluation_of_one_length_is_a_few_calls_of_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    source, calls = copy_tasks("meta_test", min_length=5, max_length=5, n_bits=2), []
+
+    def counted(*args: Any) -> Any:
+        calls.append(args)
+        return ntm_scan(*args)
+
+    monkeypatch.setattr("kshot.nn.memory.ntm.ntm_scan", counted)
+    learner = NTM(Flat((3,)), source.spec, n_hidden=5, n_slots=7, slot_width=3)
+    together = evaluate(learner, source, n_episodes=32)
+    # Reading and answering, of two chunks of 16; and of the first two tasks by either way, to see that they agree.
+    assert len(calls) == 2 * 2 + 2 * 2 + 2
+    alone = evaluate(learner, source, n_episodes=32, batching="loop")
+    assert len(calls) == 10 + 2 * 32
+    torch.testing.assert_close(together.per_episode["bits"], alone.per_episode["bits"], rtol=1e-5, atol=1e-5)
 
 
 def test_doors() -> None:

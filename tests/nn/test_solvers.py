@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from kshot.nn.heads import class_means, rectified_means, squared_distances, unit
+from kshot.nn.heads import class_means, squared_distances, unit
 from kshot.nn.solvers import conjugate_gradients, logistic, ridge, sinkhorn, softmax_regression
 
 
@@ -72,15 +72,3 @@ def test_distances_and_means_by_hand() -> None:
     torch.testing.assert_close(squared_distances(a, b), torch.cdist(a, b) ** 2)
     z = torch.tensor([[1.0, 0.0], [5.0, 5.0], [3.0, 2.0]])
     assert class_means(z, torch.tensor([1, 0, 1]), 2).tolist() == [[5, 5], [2, 1]]
-
-
-def test_rectified_means_weigh_by_the_exponential_of_the_cosine() -> None:
-    z, means = drawn(5, 3), drawn(2, 3)
-    assignment = torch.tensor([[1, 0], [1, 0], [0, 1], [0, 1], [0, 0]], dtype=torch.float64)
-    got = rectified_means(z, assignment, means, 10.0)
-    for k in range(2):
-        weights = {
-            i: torch.exp(10 * torch.cosine_similarity(z[i], means[k], dim=0)) for i in range(5) if assignment[i, k]
-        }
-        expected = sum(w * z[i] for i, w in weights.items()) / sum(weights.values())
-        torch.testing.assert_close(got[k], expected, rtol=1e-9, atol=1e-9)

@@ -70,20 +70,3 @@ def with_ones(z: Tensor) -> Tensor:
         (N, D + 1).
     """
     return torch.cat([z, torch.ones_like(z[:, :1])], -1)
-
-
-def rectified_means(z: Tensor, assignment: Tensor, means: Tensor, sharpness: float) -> Tensor:
-    """Average examples by class, those near the class's present mean weighing more (Liu et al. 2020).
-
-    Args:
-        z: examples (N, D).
-        assignment: (N, W), one where an example counts for a class and zero elsewhere.
-        means: present means (W, D).
-        sharpness: epsilon; the weight of an example is exp(epsilon * cosine), divided by their sum over the class.
-
-    Returns:
-        (W, D).
-    """
-    # Cosines are at most one: taking one off keeps the exponential in range and drops out of the quotient.
-    weight = assignment * torch.exp(sharpness * (unit(z) @ unit(means).mT - 1))
-    return weight.mT @ z / weight.sum(0).unsqueeze(-1)

@@ -175,3 +175,26 @@ def sinkhorn(scores: Tensor, columns: Tensor, n_steps: int = 60) -> Tensor:
         scores = scores - torch.logsumexp(scores, -2, keepdim=True) + log_columns
         scores = scores - torch.logsumexp(scores, -1, keepdim=True)
     return scores.exp()
+
+
+def transport(scores: Tensor, rows: Tensor, columns: Tensor, n_steps: int) -> Tensor:
+    """Move one distribution onto another where exp(scores) is large: entropic optimal transport, in logarithms.
+
+    Maximises <flow, scores> plus the entropy of the flow; with large scores it comes near the linear program.
+
+    Args:
+        scores: (..., N, M).
+        rows: (..., N), what there is; positive, sum one.
+        columns: (..., M), what is wanted; positive, sum one.
+        n_steps: alternations; fixed, so that it works under ``vmap``.
+
+    Returns:
+        The flow (..., N, M); its rows sum to ``rows`` exactly, its columns as nearly as the steps bring them.
+    """
+    log_rows, log_columns = rows.log(), columns.log()
+    f = torch.zeros_like(log_rows)
+    g = torch.zeros_like(log_columns)
+    for _ in range(n_steps):
+        g = log_columns - torch.logsumexp(scores + f.unsqueeze(-1), -2)
+        f = log_rows - torch.logsumexp(scores + g.unsqueeze(-2), -1)
+    return torch.exp(scores + f.unsqueeze(-1) + g.unsqueeze(-2))

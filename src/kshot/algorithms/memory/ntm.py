@@ -16,7 +16,8 @@ Eq. 2 to 9              ``kshot.nn.memory.ntm``
 external output         ``head`` of hidden units and reads
 ======================  ==============================================
 
-Differs from the paper: see ``kshot.nn.memory.ntm`` for the order of reading and writing. The paper learns sequences
+Differs from the paper: see ``kshot.nn.memory.ntm`` for the order of reading and writing. How its two layers of LSTM are
+joined is left open there: here each reads the one below, and heads and output read both. The paper learns sequences
 alone (section 4); with classes it reads examples as MANN does (Santoro et al., ICML 2016), each shown with the label of
 the one before.
 
@@ -48,7 +49,8 @@ class NTM(Reader):
         backbone: maps (N, ...) to embeddings (N, D); of sequences it passes each step on.
         spec: what the tasks look like.
         controller: "lstm" or "feedforward".
-        n_hidden: units of the controller; 100 in the paper (tables 1 and 2).
+        n_hidden: units of each layer of the controller; 100 in the paper (tables 1 and 2).
+        n_layers: layers of the controller; 1 in the paper, but 2 to sort with an LSTM.
         n_heads: read heads, and as many write heads; 1 for copy and repeat copy, 4 for associative recall with a
             feed-forward controller, 8 or 5 for priority sort (tables 1 and 2).
         n_slots: rows of the memory; 128 in the paper.
@@ -66,6 +68,7 @@ class NTM(Reader):
         *,
         controller: str = "lstm",
         n_hidden: int = 100,
+        n_layers: int = 1,
         n_heads: int = 1,
         n_slots: int = 128,
         slot_width: int = 20,
@@ -76,6 +79,7 @@ class NTM(Reader):
             self.width(backbone, spec),
             controller=controller,
             n_hidden=n_hidden,
+            n_layers=n_layers,
             n_heads=n_heads,
             n_slots=n_slots,
             slot_width=slot_width,
@@ -108,8 +112,8 @@ class NTM(Reader):
                 "read weightings": state.weights[:n_reads],
                 "write weightings": state.weights[n_reads:],
                 "memory": state.memory,
-                "add": did["add"],
-                "erase": did["erase"],
+                "add": did["add vector"],
+                "erase": did["erase vector"],
                 "read": state.reads.view(n_reads, -1),
             }
             for name, t in now.items():

@@ -17,7 +17,8 @@ AttentionBlock(K, V)    ``kshot.nn.causal.AttentionBlock``
 ======================  ==================================================
 
 Differs from the paper: an episode has many queries, each of them the last step of a sequence of its own; nothing before
-depends on it, so what is made of the support is computed once for all.
+depends on it, so what is made of the support is computed once for all. Of first weights the paper says nothing: here
+the maps to keys and to questions begin equal in each attention, so that it begins as likeness; they are learned apart.
 
 Checked by: tests/reference/test_snail.py (convolutions, masks and softmax of the whole sequence, query by query).
 """

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,14 @@ class Cell(nn.Module, ABC, Generic[S]):
 
     n_inputs: int
     n_features: int
+    #: True where ``fused_scan`` keeps a small part of what the steps of ``scan`` would for their gradient.
+    fused_is_lean: ClassVar[bool] = False
+
+    @property
+    def n_rows(self) -> int | None:
+        """Rows of a memory beside the controller; None where there is none."""
+        n = getattr(self, "n_slots", None)
+        return n if isinstance(n, int) else None
 
     @abstractmethod
     def start(self, batch: tuple[int, ...] = ()) -> S:
@@ -46,6 +54,20 @@ class Cell(nn.Module, ABC, Generic[S]):
         Returns:
             What is put out, (..., F), and the state after.
         """
+
+    def step(self, x: Tensor, state: S) -> tuple[Tensor, S, dict[str, Tensor]]:
+        """Take one step, and tell what was computed on the way.
+
+        Args:
+            x: (..., I).
+            state: before.
+
+        Returns:
+            As ``forward``; and quantities by their names in words, in the order in which they were computed.
+        """
+        out, after = self(x, state)
+        named = zip(getattr(after, "_fields", range(len(after))), after, strict=True)
+        return out, after, {str(name).replace("_", " "): t for name, t in named}
 
     def scan(self, x: Tensor, state: S) -> tuple[Tensor, S]:
         """Read a sequence.

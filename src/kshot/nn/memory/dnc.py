@@ -132,6 +132,18 @@ class DNCCell(Cell[DNCState]):
         Returns:
             The controller's output with what was read, (..., H + R * M), and the state after.
         """
+        return self.step(x, state)[:2]
+
+    def step(self, x: Tensor, state: DNCState) -> tuple[Tensor, DNCState, dict[str, Tensor]]:
+        """Take one step, and tell what was computed on the way.
+
+        Args:
+            x: (..., I).
+            state: before.
+
+        Returns:
+            As ``forward``; and quantities by their names in the paper, in the order of its equations.
+        """
         h, c = gated(self.reads(x) + self.recurs(torch.cat([state.h, state.read], -1)), state.c)
         asked = self._cut(self.interface(h))
         writing, usage = self._write_weighting(asked, state)
@@ -144,7 +156,12 @@ class DNCCell(Cell[DNCState]):
         precedence = (1 - writing.sum(-1, keepdim=True)) * state.precedence + writing
         reading = self._read_weightings(asked, state.reading, memory, links)
         read = (reading @ memory).flatten(-2)
-        return torch.cat([h, read], -1), DNCState(h, c, memory, usage, precedence, links, writing, reading, read)
+        after = DNCState(h, c, memory, usage, precedence, links, writing, reading, read)
+        named = {"cell of the controller": c, "hidden units": h}
+        named |= {name.replace("_", " "): t for name, t in asked._asdict().items()}
+        named |= {"usage": usage, "write weighting": writing, "memory": memory, "temporal links": links}
+        named |= {"precedence weighting": precedence, "read weightings": reading, "read vectors": read}
+        return torch.cat([h, read], -1), after, named
 
     def _cut(self, xi: Tensor) -> Interface:
         r = self.n_heads

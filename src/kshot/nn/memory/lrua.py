@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from kshot.core.errors import UserError
 from kshot.nn.memory.cell import Cell
+from kshot.nn.memory.lrua_scan import Weights, least_used, scanned
 from kshot.nn.memory.lstm import gated
 from kshot.nn.memory.similarity import cosine
 
@@ -114,6 +115,18 @@ class LRUACell(Cell[LRUAState]):
         Returns:
             The controller's output with what was read (h_t, r_t), (..., H + R * M), and the state after.
         """
+        return self.step(x, state)[:2]
+
+    def step(self, x: Tensor, state: LRUAState) -> tuple[Tensor, LRUAState, dict[str, Tensor]]:
+        """Take one step, and tell what was computed on the way.
+
+        Args:
+            x: (..., I).
+            state: before.
+
+        Returns:
+            As ``forward``; and quantities by their names in the paper, in the order of its equations.
+        """
         return self._step(self.reads(x), state)
 
     def scan(self, x: Tensor, state: LRUAState) -> tuple[Tensor, LRUAState]:
@@ -130,11 +143,36 @@ class LRUACell(Cell[LRUAState]):
             return x.new_zeros(*x.shape[:-1], self.n_features), state
         outputs = []
         for step in self.reads(x).unbind(0):
-            out, state = self._step(step, state)
+            out, state, _ = self._step(step, state)
             outputs.append(out)
         return torch.stack(outputs), state
 
-    def _step(self, sums: Tensor, state: LRUAState) -> tuple[Tensor, LRUAState]:
+    def can_fuse(self) -> bool:
+        """Tell whether scan and gradient can be one operation, written by hand.
+
+        Returns:
+            False within autocast, whose types it does not follow.
+        """
+        kind = self.reads.weight.device.type
+        return not torch.is_autocast_enabled(kind) and self.reads.weight.dtype in (torch.float32, torch.float64)
+
+    def fused_scan(self, x: Tensor, state: LRUAState) -> tuple[Tensor, LRUAState]:
+        """Read a batch of sequences by ``kshot.nn.memory.lrua_scan`` where it can: what ``scan`` gives, a fifth faster.
+
+        Args:
+            x: (L, B, I).
+            state: before, of B sequences.
+
+        Returns:
+            (L, B, H + R * M), and the state after; differentiable once.
+        """
+        if not len(x) or not self.can_fuse():
+            return self.scan(x, state)
+        weights = Weights(self.recurs.weight, self.asks.weight, self.asks.bias)
+        outputs, after = scanned(self.reads(x), weights, state, self.usage_decay)
+        return outputs, LRUAState(*after)
+
+    def _step(self, sums: Tensor, state: LRUAState) -> tuple[Tensor, LRUAState, dict[str, Tensor]]:
         h, c = gated(sums + self.recurs(torch.cat([state.h, state.read], -1)), state.c)
         asked = self.asks(h).unflatten(-1, (self.n_heads, -1))
         keys = torch.tanh(asked[..., :-2])
@@ -147,19 +185,16 @@ class LRUACell(Cell[LRUAState]):
         reading = torch.softmax(strength * cosine(keys, memory), -1)  # Eq. 2, 3
         read = (reading @ memory).flatten(-2)  # Eq. 4
         usage = self.usage_decay * state.usage + (reading + writing).sum(-2)  # Eq. 5
-        return torch.cat([h, read], -1), LRUAState(h, c, memory, reading, usage, read)
-
-
-def least_used(usage: Tensor, n: int) -> Tensor:
-    """Mark the n least used rows (Eq. 6), one for each head.
-
-    Args:
-        usage: w^u (..., N).
-        n: how many.
-
-    Returns:
-        (..., n, N) of zeros and ones; each row marks another place. Without gradient.
-    """
-    # Rows of equal usage are alike in all else too while they are unused, so any of them will do.
-    places = usage.detach().topk(n, -1, largest=False).indices
-    return (places.unsqueeze(-1) == torch.arange(usage.shape[-1], device=usage.device)).to(usage.dtype)
+        named = {
+            "cell of the controller": c,
+            "hidden units": h,
+            "key": keys,
+            "write gate": gate,
+            "key strength": strength,
+            "write weights": writing,
+            "memory": memory,
+            "read weights": reading,
+            "read vector": read,
+            "usage weights": usage,
+        }
+        return torch.cat([h, read], -1), LRUAState(h, c, memory, reading, usage, read), named

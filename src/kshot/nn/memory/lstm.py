@@ -82,6 +82,19 @@ class LSTMCell(Cell[LSTMState]):
             cs.append(c)
         return x, LSTMState(torch.stack(hs, -2), torch.stack(cs, -2))
 
+    def step(self, x: Tensor, state: LSTMState) -> tuple[Tensor, LSTMState, dict[str, Tensor]]:
+        """Take one step, and tell what was computed on the way.
+
+        Args:
+            x: (..., I).
+            state: before.
+
+        Returns:
+            As ``forward``; and the state by names in words.
+        """
+        out, after = self(x, state)
+        return out, after, {"cells of the layers": after.c, "outputs of the layers": after.h}
+
     def scan(self, x: Tensor, state: LSTMState) -> tuple[Tensor, LSTMState]:
         """Read a sequence layer by layer: what a layer makes of its inputs is one product for all steps.
 

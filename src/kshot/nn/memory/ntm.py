@@ -31,7 +31,8 @@ from torch import Tensor, nn
 from kshot.core import UserError
 from kshot.nn import native
 from kshot.nn.memory.cell import Cell
-from kshot.nn.native.ntm import Shape, Start, ntm_scan
+from kshot.nn.native.mapped import is_mapped, mapped, reaches_kernels
+from kshot.nn.native.ntm import Shape, Start, Weights, ntm_scan
 
 #: What the kernel has room for.
 MOST_SHIFTS = 63
@@ -47,7 +48,7 @@ class NTMState(NamedTuple):
     """Where a machine stands; the leading axes are the batch's.
 
     Attributes:
-        hidden: of an LSTM controller, (..., H), else (..., 0).
+        hidden: of an LSTM controller, layer after layer, (..., H), else (..., 0).
         cell: likewise.
         reads: what the heads read in the last step, (..., R * M).
         weights: where heads stood, read heads first, (..., R + W, N).
@@ -66,8 +67,9 @@ class NTMCell(Cell[NTMState]):
 
     Args:
         n_inputs: I.
-        controller: "lstm" or "feedforward" (one layer of tanh).
-        n_hidden: H of the controller; 100 in the paper (its tables 1 and 2).
+        controller: "lstm" or "feedforward" (tanh).
+        n_hidden: units of each layer of the controller; 100 in the paper (its tables 1 and 2).
+        n_layers: layers of the controller; 1 in the paper, but 2 to sort with an LSTM. H = n_hidden * n_layers.
         n_heads: read heads, and as many write heads.
         n_slots: N; 128 in the paper.
         slot_width: M; 20 in the paper.
@@ -78,6 +80,7 @@ class NTMCell(Cell[NTMState]):
         UserError: unknown controller or start, or a size that makes no sense.
     """
 
+    fused_is_lean = True
     start_hidden: Tensor
     start_cell: Tensor
     start_memory: Tensor
@@ -88,6 +91,7 @@ class NTMCell(Cell[NTMState]):
         *,
         controller: str = "lstm",
         n_hidden: int = 100,
+        n_layers: int = 1,
         n_heads: int = 1,
         n_slots: int = 128,
         slot_width: int = 20,
@@ -95,16 +99,18 @@ class NTMCell(Cell[NTMState]):
         memory_start: str = "constant",
     ) -> None:
         super().__init__()
-        _check(controller, memory_start, n_hidden, n_heads, n_slots, slot_width, n_shifts)
-        self.n_inputs, self.n_features = n_inputs, n_hidden + n_heads * slot_width
-        self.shape = Shape(n_hidden, int(controller == "lstm"), n_heads, n_heads, n_slots, slot_width, n_shifts)
-        s = self.shape
-        gates, held = (4 * n_hidden, n_hidden) if s.lstm else (n_hidden, 0)
+        _check(controller, memory_start, n_hidden, n_heads, n_slots, slot_width, n_shifts, n_inputs, n_layers)
+        lstm = int(controller == "lstm")
+        self.shape = s = Shape(n_hidden, n_layers, lstm, n_heads, n_heads, n_slots, slot_width, n_shifts)
+        self.n_inputs, self.n_features, self.n_slots = n_inputs, s.units + n_heads * slot_width, n_slots
+        itself, held = (n_hidden, s.units) if lstm else (0, 0)
         address = slot_width + 3 + n_shifts
         self.sizes = [address] * s.reads + [address + 2 * slot_width] * s.writes
-        self.input = nn.Linear(n_inputs, gates)
-        self.recurrent = nn.Linear(s.reads * slot_width + held, gates, bias=False)
-        self.heads = nn.Linear(n_hidden, sum(self.sizes))
+        self.input = nn.Linear(n_inputs, s.gates)
+        self.recurrent = nn.Linear(s.reads * slot_width + itself, s.gates, bias=False)
+        #: Each reads the layer below, and itself before the step.
+        self.upper = nn.ModuleList(nn.Linear(n_hidden + itself, s.gates) for _ in range(n_layers - 1))
+        self.heads = nn.Linear(s.units, sum(self.sizes))
         for name in ("start_hidden", "start_cell"):
             # Without an LSTM they are empty, and nothing to be learnt.
             if held:
@@ -126,13 +132,17 @@ class NTMCell(Cell[NTMState]):
             self.register_buffer("start_memory", value)
 
     def _initialise(self) -> None:
-        for layer in (self.input, self.recurrent, self.heads):
+        for layer in (self.input, self.recurrent, self.heads, *self._upper):
             nn.init.xavier_uniform_(layer.weight)
-        for layer in (self.input, self.heads):
+        for layer in (self.input, self.heads, *self._upper):
             nn.init.zeros_(layer.bias)
         with torch.no_grad():
             # Heads start at one slot: shifts can only move a focus that there is.
             self.start_weights[:, 0] = 5.0
+
+    @property
+    def _upper(self) -> list[nn.Linear]:
+        return [layer for layer in self.upper if isinstance(layer, nn.Linear)]
 
     def start(self, batch: tuple[int, ...] = ()) -> NTMState:
         """Return the state before anything was read.
@@ -170,13 +180,14 @@ class NTMCell(Cell[NTMState]):
             state: before.
 
         Returns:
-            As ``forward``; and "erase" and "add" (..., W, M) of the write heads.
+            As ``forward``; and quantities by their names in the paper, in the order of its equations, among them
+            "erase vector" and "add vector" (..., W, M) of the write heads.
         """
         h, cell = self._control(x, state)
         memory, n_reads = state.memory, self.shape.reads
         emitted = self.heads(h).split(self.sizes, -1)
         address = torch.stack([e[..., : self.sizes[0]] for e in emitted], -2)  # (..., R + W, M + 3 + S)
-        weights = self._place(address, state.weights, memory)
+        weights, placed = self._place(address, state.weights, memory)
         reads = weights[..., :n_reads, :] @ memory  # Eq. 2
         writers = torch.stack([e[..., self.sizes[0] :] for e in emitted[n_reads:]], -2)  # (..., W, 2 M)
         erase, add = writers.chunk(2, -1)
@@ -187,28 +198,52 @@ class NTMCell(Cell[NTMState]):
         reads = reads.flatten(-2)
         held = h if self.shape.lstm else state.hidden
         new = NTMState(held, cell, reads, weights, after)
-        return torch.cat([h, reads], -1), new, {"erase": erase, "add": add}
+        did = {"erase vector": erase, "add vector": add, "memory": after, "read vector": reads}
+        return torch.cat([h, reads], -1), new, {"cell of the controller": cell, "hidden units": h, **placed, **did}
 
     def _control(self, x: Tensor, state: NTMState) -> tuple[Tensor, Tensor]:
-        z = self.input(x) + self.recurrent(torch.cat([state.reads, state.hidden], -1))
+        n = self.shape.layers
+        before, cells = state.hidden.chunk(n, -1), state.cell.chunk(n, -1)
+        h, c = self._squash(self.input(x) + self.recurrent(torch.cat([state.reads, before[0]], -1)), cells[0])
+        hs, cs = [h], [c]
+        for layer, itself, cell in zip(self._upper, before[1:], cells[1:], strict=True):
+            h, c = self._squash(layer(torch.cat([h, itself], -1)), cell)
+            hs.append(h)
+            cs.append(c)
+        return torch.cat(hs, -1), torch.cat(cs, -1)
+
+    def _squash(self, z: Tensor, cell: Tensor) -> tuple[Tensor, Tensor]:
         if not self.shape.lstm:
-            return z.tanh(), state.cell
+            return z.tanh(), cell
         i, f, g, o = z.chunk(4, -1)
-        cell = f.sigmoid() * state.cell + i.sigmoid() * g.tanh()
+        cell = f.sigmoid() * cell + i.sigmoid() * g.tanh()
         return o.sigmoid() * cell.tanh(), cell
 
-    def _place(self, address: Tensor, before: Tensor, memory: Tensor) -> Tensor:
+    def _place(self, address: Tensor, before: Tensor, memory: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         width, n_shifts = self.shape.width, self.shape.shifts
         key, strength, gate, shift, sharpness = address.split([width, 1, 1, n_shifts, 1], -1)
         cosine = (key @ memory.mT) * _inverse_norm(key) * _inverse_norm(memory).mT  # Eq. 6
-        content = (F.softplus(strength) * cosine).softmax(-1)  # Eq. 5
+        strength = F.softplus(strength)
+        content = (strength * cosine).softmax(-1)  # Eq. 5
         gate = gate.sigmoid()
         gated = gate * content + (1 - gate) * before  # Eq. 7
         shift = shift.softmax(-1)
         half = n_shifts // 2
         moved = [gated.roll(j - half, -1) * shift[..., j : j + 1] for j in range(n_shifts)]
         shifted = torch.stack(moved).sum(0)  # Eq. 8
-        return ((1 + F.softplus(sharpness)) * (shifted + WEIGHT_FLOOR).log()).softmax(-1)  # Eq. 9
+        sharpness = 1 + F.softplus(sharpness)
+        weights = (sharpness * (shifted + WEIGHT_FLOOR).log()).softmax(-1)  # Eq. 9
+        return weights, {
+            "key": key,
+            "key strength": strength,
+            "content weighting": content,
+            "interpolation gate": gate,
+            "gated weighting": gated,
+            "shift weighting": shift,
+            "shifted weighting": shifted,
+            "sharpening": sharpness,
+            "weighting": weights,
+        }
 
     def scan(self, x: Tensor, state: NTMState) -> tuple[Tensor, NTMState]:
         """Read a sequence; by the compiled kernel where no gradient is wanted.
@@ -221,24 +256,31 @@ class NTMCell(Cell[NTMState]):
             What each step put out, (L, ..., F), and the state after the last.
         """
         # With gradients the plain steps stand, since the kernel can be differentiated but once.
-        plain = type(x) is Tensor and not torch._C._are_functorch_transforms_active()
-        if torch.is_grad_enabled() or not plain or not self.can_fuse():
+        if torch.is_grad_enabled() or not len(x) or not self._kernel_reads(x, state):
             return super().scan(x, state)
         batch = x.shape[1:-1]
         n = math.prod(batch)
-        several = NTMState(*(t.reshape(n, *t.shape[len(batch) :]) for t in state))
-        features, end = self.fused_scan(x.reshape(len(x), n, self.n_inputs), several)
+        several = (t.reshape(n, *t.shape[len(batch) :]) for t in state)
+        features, *end = mapped(self._run, x.reshape(len(x), n, self.n_inputs), *several)
         after = NTMState(*(t.reshape(*batch, *t.shape[1:]) for t in end))
         return features.reshape(len(x), *batch, self.n_features), after
+
+    def _kernel_reads(self, x: Tensor, state: NTMState) -> bool:
+        alone = not any(is_mapped(p) for p in self.parameters())
+        return alone and reaches_kernels(x, *state, *self.parameters()) and self.can_fuse()
+
+    def _run(self, x: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
+        features, end = self.fused_scan(x, NTMState(*state))
+        return features, *end
 
     def can_fuse(self) -> bool:
         """Tell whether the compiled kernel can run this cell.
 
         Returns:
-            True on a CPU with a C++ compiler, in float32 and float64.
+            True on a CPU with a C++ compiler, in float32 and float64; not within autocast.
         """
         weight = self.heads.weight
-        return weight.device.type == "cpu" and native.available(weight.dtype)
+        return weight.device.type == "cpu" and not torch.is_autocast_enabled("cpu") and native.available(weight.dtype)
 
     def fused_scan(self, x: Tensor, state: NTMState) -> tuple[Tensor, NTMState]:
         """Read a batch of sequences by the compiled kernel where it runs: what ``scan`` gives, many times faster.
@@ -252,13 +294,19 @@ class NTMCell(Cell[NTMState]):
         """
         if not len(x) or not self.can_fuse():
             return super().scan(x, state)
-        found = ntm_scan(
-            self.shape, self.input(x), self.recurrent.weight, self.heads.weight, self.heads.bias, Start(*state)
-        )
+        found = ntm_scan(self.shape, self.input(x), self._weights(), Start(*state))
         last = found.features[-1]
-        hidden = last[..., : self.shape.hidden] if self.shape.lstm else state.hidden
-        reads = last[..., self.shape.hidden :]
+        hidden = last[..., : self.shape.units] if self.shape.lstm else state.hidden
+        reads = last[..., self.shape.units :]
         return found.features, NTMState(hidden, found.cell, reads, found.weights, found.memory)
+
+    def _weights(self) -> Weights:
+        first, s = self.recurrent.weight, self.shape
+        if self._upper:
+            upper, biases = (torch.stack([getattr(u, name) for u in self._upper]) for name in ("weight", "bias"))
+        else:
+            upper, biases = first.new_empty(0, s.gates, s.hidden * (1 + s.lstm)), first.new_empty(0, s.gates)
+        return Weights(first, upper, biases, self.heads.weight, self.heads.bias)
 
 
 def _inverse_norm(rows: Tensor) -> Tensor:
@@ -272,10 +320,10 @@ def _check(controller: str, memory_start: str, *sizes: int) -> None:
     ):
         if value not in known:
             raise UserError(f"{what} must be one of {', '.join(known)}, got {value!r}")
-    names: Sequence[str] = ("n_hidden", "n_heads", "n_slots", "slot_width", "n_shifts")
+    names: Sequence[str] = ("n_hidden", "n_heads", "n_slots", "slot_width", "n_shifts", "n_inputs", "n_layers")
     for what, size in zip(names, sizes, strict=True):
         if size < 1:
-            raise UserError(f"expected {what} of at least 1, got {size}")
+            raise UserError(f"expected {what} of at least 1, got {size}; choose another")
     n_slots, n_shifts = sizes[2], sizes[4]
     if n_shifts % 2 == 0 or n_shifts > n_slots or n_shifts > MOST_SHIFTS:
         raise UserError(

@@ -18,7 +18,8 @@ class Shape(NamedTuple):
     """The shape of the machine.
 
     Attributes:
-        hidden: hidden units H of the controller.
+        hidden: hidden units of a layer of the controller.
+        layers: its layers; H = hidden * layers.
         lstm: 1 for an LSTM, 0 for a feed-forward controller.
         reads: read heads R.
         writes: write heads W.
@@ -28,12 +29,43 @@ class Shape(NamedTuple):
     """
 
     hidden: int
+    layers: int
     lstm: int
     reads: int
     writes: int
     slots: int
     width: int
     shifts: int
+
+    @property
+    def units(self) -> int:
+        """H, hidden units of all layers."""
+        return self.layers * self.hidden
+
+    @property
+    def gates(self) -> int:
+        """G, sums of one layer of the controller."""
+        return (4 if self.lstm else 1) * self.hidden
+
+
+class Weights(NamedTuple):
+    """Weights of the machine, but for those of its input. Heads, and whoever reads what it puts out, see all layers.
+
+    Attributes:
+        controller: of the reads and of the first layer's own units before the step, (G, R * M + hidden), or (G, R * M)
+            without an LSTM.
+        upper: for each layer above, of the layer below and of its own units before, (layers - 1, G, 2 hidden), or
+            (layers - 1, G, hidden).
+        b_upper: their biases, (layers - 1, G).
+        heads: of what the controller emits to the heads, (P, H).
+        b_heads: its bias, (P,).
+    """
+
+    controller: Tensor
+    upper: Tensor
+    b_upper: Tensor
+    heads: Tensor
+    b_heads: Tensor
 
 
 class Start(NamedTuple):
@@ -70,19 +102,15 @@ class Scanned(NamedTuple):
     memory: Tensor
 
 
-def ntm_scan(
-    shape: Shape, sums: Tensor, w_controller: Tensor, w_heads: Tensor, b_heads: Tensor, start: Start
-) -> Scanned:
+def ntm_scan(shape: Shape, sums: Tensor, weights: Weights, start: Start) -> Scanned:
     """Run the machine along B sequences of L steps.
 
     Memory that waits for the gradient is about 4 (M + 6 (R + W)) N bytes for each step and sequence (float32).
 
     Args:
         shape: of the machine.
-        sums: the input's part in the sums of the controller, bias included, (L, B, 4H), or (L, B, H) without an LSTM.
-        w_controller: weights of reads and hidden units before the step, (4H, R * M + H), or (H, R * M).
-        w_heads: weights of what the controller emits to the heads, (P, H).
-        b_heads: its bias, (P,).
+        sums: the input's part in the sums of the first layer of the controller, bias included, (L, B, G).
+        weights: all others.
         start: the state.
 
     Returns:
@@ -91,7 +119,7 @@ def ntm_scan(
     Raises:
         ValueError: shapes or types do not fit together, or the sequences have no step.
     """
-    tensors = (sums, w_controller, w_heads, b_heads, *start)
+    tensors = (sums, *weights, *start)
     if sums.ndim != 3 or not sums.shape[0]:
         raise ValueError(f"expected sums of at least one step, (L, B, ...), got shape {tuple(sums.shape)}")
     for name, t, expected in zip(_NAMES, tensors, _shapes(shape, *sums.shape[:2]), strict=True):
@@ -103,34 +131,36 @@ def ntm_scan(
     return Scanned(*_Scan.apply(shape, *tensors))  # pyright: ignore[reportGeneralTypeIssues]
 
 
-_NAMES = ("sums", "w_controller", "w_heads", "b_heads", *Start._fields)
+_NAMES = ("sums", *Weights._fields, *Start._fields)
 
 
 def _shapes(s: Shape, steps: int, sequences: int) -> list[tuple[int, ...]]:
-    gates, held = (4 * s.hidden, s.hidden) if s.lstm else (s.hidden, 0)
+    itself, held = (s.hidden, s.units) if s.lstm else (0, 0)
     emitted = (s.reads + s.writes) * (s.width + 3 + s.shifts) + 2 * s.writes * s.width
-    weights = [(gates, s.reads * s.width + held), (emitted, s.hidden), (emitted,)]
+    upper = [(s.layers - 1, s.gates, s.hidden + itself), (s.layers - 1, s.gates)]
+    weights = [(s.gates, s.reads * s.width + itself), *upper, (emitted, s.units), (emitted,)]
     start = [(held,), (held,), (s.reads * s.width,), (s.reads + s.writes, s.slots), (s.slots, s.width)]
-    return [(steps, sequences, gates), *weights, *((sequences, *rest) for rest in start)]
+    return [(steps, sequences, s.gates), *weights, *((sequences, *rest) for rest in start)]
 
 
 class _Scan(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, shape: Shape, *tensors: Tensor) -> tuple[Tensor, ...]:
-        sums, w_controller, w_heads, b_heads, *start = (t.contiguous() for t in tensors)
+        sums, *rest = (t.contiguous() for t in tensors)
+        weights, start = Weights(*rest[:5]), rest[5:]
         steps, sequences = sums.shape[:2]
         kernel = _pool.take(library(sums.dtype))
-        features = sums.new_empty(steps, sequences, shape.hidden + shape.reads * shape.width)
+        features = sums.new_empty(steps, sequences, shape.units + shape.reads * shape.width)
         end = [torch.empty_like(t) for t in (start[1], start[3], start[4])]
         keep = any(ctx.needs_input_grad)
         kernel(
             "forward",
-            *(*shape, steps, sequences, sums, w_controller, w_heads, b_heads, *start, features, *end),
+            *(*shape, steps, sequences, sums, *weights, *start, features, *end),
             *(int(keep), torch.get_num_threads()),
         )
         if keep:
             ctx.kernel, ctx.shape = kernel, shape
-            ctx.save_for_backward(w_controller, w_heads, features, *start)
+            ctx.save_for_backward(features, *start)
         else:
             _pool.put_back(kernel)
         return features, *end
@@ -138,22 +168,37 @@ class _Scan(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        w_controller, w_heads, features, *start = ctx.saved_tensors
+        features, *start = ctx.saved_tensors
         kernel: Kernel | None = ctx.kernel
         if kernel is None:
             raise RuntimeError("the gradient of a scan was taken already, and what it needs was let go")
         ctx.kernel, shape = None, ctx.shape
         steps, sequences = features.shape[:2]
-        d_sums = features.new_empty(steps, sequences, w_controller.shape[0])
-        d_emitted = features.new_empty(steps, sequences, w_heads.shape[0])
+        emitted = _shapes(shape, steps, sequences)[5][0]
+        d_sums = features.new_empty(steps, sequences, shape.layers * shape.gates)
+        d_emitted = features.new_empty(steps, sequences, emitted)
         d_start = [torch.empty_like(t) for t in start]
         kernel("backward", *(g.contiguous() for g in grad_outputs), d_sums, d_emitted, *d_start)
         _pool.put_back(kernel)
-        hidden, reads = features.split([shape.hidden, shape.reads * shape.width], -1)
-        before = torch.cat([start[2][None], reads[:-1]])
-        if shape.lstm:
-            before = torch.cat([before, torch.cat([start[0][None], hidden[:-1]])], -1)
-        flat_sums, flat_emitted = d_sums.flatten(0, 1), d_emitted.flatten(0, 1)
-        d_controller = flat_sums.mT @ before.flatten(0, 1)
-        d_heads = flat_emitted.mT @ hidden.flatten(0, 1)
-        return None, d_sums, d_controller, d_heads, flat_emitted.sum(0), *d_start
+        d_weights = _by_weights(shape, d_sums, d_emitted, features, start)
+        return None, d_sums[..., : shape.gates], *d_weights, *d_start
+
+
+def _by_weights(
+    shape: Shape, d_sums: Tensor, d_emitted: Tensor, features: Tensor, start: list[Tensor]
+) -> tuple[Tensor | None, ...]:
+    # From the gradients by the sums of all layers and of the heads.
+    hidden, reads = features.split([shape.units, shape.reads * shape.width], -1)
+    inputs = [torch.cat([start[2][None], reads[:-1]]), *hidden.split(shape.hidden, -1)[:-1]]
+    if shape.lstm:
+        before = torch.cat([start[0][None], hidden[:-1]]).split(shape.hidden, -1)
+        inputs = [torch.cat(both, -1) for both in zip(inputs, before, strict=True)]
+    of_layers = d_sums.split(shape.gates, -1)
+    d_controller, *d_upper = (
+        d.flatten(0, 1).mT @ given.flatten(0, 1) for d, given in zip(of_layers, inputs, strict=True)
+    )
+    upper, b_upper = None, None
+    if d_upper:
+        upper, b_upper = torch.stack(d_upper), torch.stack([d.sum((0, 1)) for d in of_layers[1:]])
+    flat = d_emitted.flatten(0, 1)
+    return d_controller, upper, b_upper, flat.mT @ hidden.flatten(0, 1), flat.sum(0)

@@ -10,6 +10,7 @@ import ctypes
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 
 from kshot.nn.native.kernels import EPS, Inner, Kernel, Labelled, maml_run, trunk_backward, trunk_forward
 
@@ -30,7 +31,8 @@ def failure(library: ctypes.CDLL, dtype: torch.dtype) -> str:
     Returns:
         What is wrong; "" if nothing is.
     """
-    with torch.inference_mode(False), torch.enable_grad():
+    # The first call may come from within vmap, to which all this is of no concern.
+    with temporarily_clear_interpreter_stack(), torch.inference_mode(False), torch.enable_grad():
         parameters, images = _case()
         expected = _expected(parameters, images)
         got = _got(library, [p.detach().to(dtype) for p in parameters], images.to(dtype))

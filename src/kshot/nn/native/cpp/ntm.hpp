@@ -7,6 +7,7 @@
 
 #include "memory.hpp"
 #include "ntm_controller.hpp"
+#include "ntm_heads.hpp"
 #include "ntm_record.hpp"
 #include "ntm_weights.hpp"
 #include "parallel.hpp"
@@ -17,8 +18,8 @@ namespace kshot {
 // A state of the machine as Python has it: (sequences, ...), memory (sequences, slots, width).
 template <class T>
 struct NtmState {
-    T* hidden;
-    T* cell;
+    T* hidden;   // (sequences, units), layer after layer
+    T* cell;     // likewise
     T* reads;    // (sequences, reads * width)
     T* weights;  // (sequences, heads, slots)
     T* memory;
@@ -27,11 +28,10 @@ struct NtmState {
 template <class T>
 class Ntm {
   public:
-    // features (steps, sequences, hidden + reads * width); `sums` is (steps, sequences, gates). With `keep`, all that
-    // the gradient needs stays here.
-    void forward(const NtmShape& shape, int steps, int sequences, const T* sums, const T* w_controller,
-                 const T* w_heads, const T* b_heads, const NtmState<const T>& start, T* features,
-                 const NtmState<T>& end, bool keep, int threads) {
+    // features (steps, sequences, units + reads * width); `sums` is (steps, sequences, gates), of the first layer. With
+    // `keep`, all that the gradient needs stays here.
+    void forward(const NtmShape& shape, int steps, int sequences, const T* sums, const NtmGiven<T>& weights,
+                 const NtmState<const T>& start, T* features, const NtmState<T>& end, bool keep, int threads) {
         shape_ = shape;
         steps_ = steps;
         sequences_ = sequences;
@@ -42,7 +42,7 @@ class Ntm {
             records_ = cursor.take<T>(size_t(kept_) * sequences * layout_.size);
             starts_ = cursor.take<T>(size_t(sequences) * layout_.start_size);
         });
-        weights_.pack(shape, w_controller, w_heads, b_heads);
+        weights_.pack(shape, weights);
         parallel_for(threads_, threads_, [&](int part) {
             const Range mine = share(sequences_, part, threads_);
             forward_part(mine, sums, start, features, end);
@@ -50,16 +50,13 @@ class Ntm {
     }
 
     // d_end.weights, d_end.memory and d_end.cell are gradients by the state at the end. Writes the gradients by the sums
-    // of the controller (steps, sequences, gates) and of the heads (steps, sequences, emitted), and by the start.
+    // of all layers (steps, sequences, layers * gates) and of the heads (steps, sequences, emitted), and by the start.
     void backward(const T* d_features, const NtmState<const T>& d_end, T* d_sums, T* d_emitted,
                   const NtmState<T>& d_start) {
         parallel_for(threads_, threads_, [&](int part) {
             backward_part(share(sequences_, part, threads_), d_features, d_end, d_sums, d_emitted, d_start);
         });
     }
-
-
-
 
   private:
     T* record(int step, int sequence) {
@@ -77,49 +74,63 @@ class Ntm {
     void forward_part(Range mine, const T* sums, const NtmState<const T>& start, T* features,
                       const NtmState<T>& end) {
         const NtmShape& s = shape_;
-        const int rows = mine.end - mine.begin, gates = s.gates(), read_width = s.read_width(),
-                  feature_width = s.hidden + read_width;
+        const int rows = mine.end - mine.begin, units = s.units(), feature_width = units + s.read_width();
         Addressing<T> addressing(s.slots, s.width, s.shifts);
-        std::vector<T> inputs(size_t(rows) * s.inputs()), z(size_t(rows) * weights_.gates_padded);
-        std::vector<T> hidden(size_t(rows) * s.hidden), emitted(size_t(rows) * weights_.emitted_padded);
+        std::vector<T> inputs(size_t(rows) * weights_.most_inputs), z(size_t(rows) * weights_.gates_padded);
+        std::vector<T> hidden(size_t(rows) * units), emitted(size_t(rows) * weights_.emitted_padded);
         std::vector<T> memory(size_t(rows) * layout_.memory_size, T(0));
         for (int row = 0; row < rows; ++row) {
             enter(mine.begin + row, start, memory.data() + size_t(row) * layout_.memory_size);
         }
         for (int step = 0; step < steps_; ++step) {
             const size_t first = size_t(step) * sequences_ + mine.begin;
+            for (int layer = 0; layer < s.layers; ++layer) {
+                layer_forward(layer, step, mine, sums, start, features, inputs.data(), z.data(), hidden.data());
+            }
             for (int row = 0; row < rows; ++row) {
-                T* input = inputs.data() + size_t(row) * s.inputs();
-                const size_t own = mine.begin + row;
-                const T* last = features + ((first + row) - (step == 0 ? own : size_t(sequences_))) * feature_width;
-                std::copy_n(step == 0 ? start.reads + own * read_width : last + s.hidden, read_width, input);
-                if (s.lstm) {
-                    std::copy_n(step == 0 ? start.hidden + own * s.hidden : last, s.hidden, input + read_width);
-                }
-                std::copy(sums + (first + row) * gates, sums + (first + row + 1) * gates,
-                          z.data() + size_t(row) * weights_.gates_padded);
                 std::copy(weights_.b_heads.begin(), weights_.b_heads.end(),
                           emitted.data() + size_t(row) * weights_.emitted_padded);
             }
-            product_add(rows, inputs.data(), s.inputs(), s.inputs(), weights_.controller_transposed.data(),
-                        weights_.gates_padded, z.data(), weights_.gates_padded);
-            for (int row = 0; row < rows; ++row) {
-                const int own = mine.begin + row;
-                controller_forward(s, layout_, z.data() + size_t(row) * weights_.gates_padded, cell_before(step, own),
-                                   record(step, own), hidden.data() + size_t(row) * s.hidden);
-            }
-            product_add(rows, hidden.data(), s.hidden, s.hidden, weights_.heads_transposed.data(),
-                        weights_.emitted_padded, emitted.data(), weights_.emitted_padded);
+            product_add(rows, hidden.data(), units, units, weights_.heads_transposed.data(), weights_.emitted_padded,
+                        emitted.data(), weights_.emitted_padded);
             for (int row = 0; row < rows; ++row) {
                 T* out = features + (first + row) * feature_width;
-                std::copy_n(hidden.data() + size_t(row) * s.hidden, s.hidden, out);
+                std::copy_n(hidden.data() + size_t(row) * units, units, out);
                 memory_forward(addressing, step, mine.begin + row,
                                emitted.data() + size_t(row) * weights_.emitted_padded,
-                               memory.data() + size_t(row) * layout_.memory_size, out + s.hidden);
+                               memory.data() + size_t(row) * layout_.memory_size, out + units);
             }
         }
         for (int row = 0; row < rows; ++row) {
             leave(mine.begin + row, memory.data() + size_t(row) * layout_.memory_size, end);
+        }
+    }
+
+    // One layer of the controller for all rows; `hidden` (rows, units) holds the layers below of this step.
+    void layer_forward(int layer, int step, Range mine, const T* sums, const NtmState<const T>& start,
+                       const T* features, T* inputs, T* z, T* hidden) {
+        const NtmShape& s = shape_;
+        const typename NtmWeights<T>::Layer& w = weights_.layers[layer];
+        const int rows = mine.end - mine.begin, gates = s.gates(), units = s.units(), below = s.below(layer),
+                  feature_width = units + s.read_width(), at = layer * s.hidden;
+        for (int row = 0; row < rows; ++row) {
+            const size_t own = mine.begin + row, now = size_t(step) * sequences_ + own;
+            T* input = inputs + size_t(row) * w.inputs;
+            const T* last = step == 0 ? nullptr : features + (now - sequences_) * feature_width;
+            const T* read = last ? last + units : start.reads + own * s.read_width();
+            std::copy_n(layer == 0 ? read : hidden + size_t(row) * units + at - s.hidden, below, input);
+            if (s.lstm) {
+                std::copy_n((last ? last : start.hidden + own * units) + at, s.hidden, input + below);
+            }
+            std::copy_n(layer == 0 ? sums + now * gates : weights_.b_upper.data() + size_t(layer - 1) * gates, gates,
+                        z + size_t(row) * weights_.gates_padded);
+        }
+        product_add(rows, inputs, w.inputs, w.inputs, w.transposed.data(), weights_.gates_padded, z,
+                    weights_.gates_padded);
+        for (int row = 0; row < rows; ++row) {
+            const int own = mine.begin + row;
+            controller_forward(s, z + size_t(row) * weights_.gates_padded, cell_before(step, own) + at,
+                               layout_.layer(record(step, own), layer), hidden + size_t(row) * units + at);
         }
     }
 
@@ -132,7 +143,7 @@ class Ntm {
                         kept + layout_.start_weights(head));
         }
         if (s.lstm) {
-            std::copy_n(start.cell + size_t(sequence) * s.hidden, s.hidden, kept + layout_.start_cell);
+            std::copy_n(start.cell + size_t(sequence) * s.units(), s.units(), kept + layout_.start_cell);
         }
         const T* rows = start.memory + size_t(sequence) * s.slots * s.width;
         for (int i = 0; i < s.slots; ++i) {
@@ -149,7 +160,7 @@ class Ntm {
                         end.weights + (size_t(sequence) * s.heads() + head) * s.slots);
         }
         if (s.lstm) {
-            std::copy_n(cell_before(steps_, sequence), s.hidden, end.cell + size_t(sequence) * s.hidden);
+            std::copy_n(cell_before(steps_, sequence), s.units(), end.cell + size_t(sequence) * s.units());
         }
         write_memory(memory, end.memory + size_t(sequence) * s.slots * s.width);
     }
@@ -174,7 +185,7 @@ class Ntm {
         addressing.inverse_norms(view.values, kept + layout_.inverse_norms);
         for (int head = 0; head < s.heads(); ++head) {
             const HeadParameters<T> mine = s.head(parameters, head);
-            squash(mine, head >= s.reads);
+            squash(s, mine, head >= s.reads);
             addressing.forward(view, mine, weights_before(step, sequence, head), layout_.place(kept, head));
         }
         for (int head = 0; head < s.reads; ++head) {
@@ -184,41 +195,14 @@ class Ntm {
             }
         }
         for (int m = 0; m < s.width; ++m) {
-            T* column = memory + size_t(m) * layout_.slots_padded;
-            slots.each([&](int i) {
-                Vector<T> stays = broadcast(T(1)), comes{};
-                for (int head = s.reads; head < s.heads(); ++head) {
-                    const HeadParameters<T> mine = s.head(parameters, head);
-                    const Vector<T> w = load(layout_.place(kept, head).weights + i);
-                    stays *= T(1) - mine.erase[m] * w;
-                    comes += mine.add[m] * w;
-                }
-                store(column + i, load(column + i) * stays + comes);
-            });
-        }
-    }
-
-    void squash(const HeadParameters<T>& head, bool writes) const {
-        *head.strength = softplus(*head.strength);
-        *head.gate = 1 / (1 + std::exp(-*head.gate));
-        *head.sharpness = 1 + softplus(*head.sharpness);
-        const T highest = *std::max_element(head.shift, head.shift + shape_.shifts);
-        T sum = 0;
-        for (int j = 0; j < shape_.shifts; ++j) {
-            head.shift[j] = std::exp(head.shift[j] - highest);
-            sum += head.shift[j];
-        }
-        for (int j = 0; j < shape_.shifts; ++j) {
-            head.shift[j] /= sum;
-        }
-        if (writes) {
-            map(shape_.width, head.erase, head.erase, sigmoid<T>);
+            write_forward(s, layout_, slots, kept, m, memory + size_t(m) * layout_.slots_padded);
         }
     }
 
     // What flows backward from one step to the one before, for each sequence.
     struct Flow {
-        std::vector<T> inputs;   // by reads and hidden units before the step (inputs, padded)
+        std::vector<T> reads;    // by what was read before the step
+        std::vector<T> hidden;   // by the hidden units before the step
         std::vector<T> cell;
         std::vector<T> weights;  // (heads, padded slots)
         std::vector<T> memory;   // (width, padded slots)
@@ -227,18 +211,20 @@ class Ntm {
     void backward_part(Range mine, const T* d_features, const NtmState<const T>& d_end, T* d_sums, T* d_emitted,
                        const NtmState<T>& d_start) {
         const NtmShape& s = shape_;
-        const int rows = mine.end - mine.begin, gates = s.gates(), read_width = s.read_width(),
-                  feature_width = s.hidden + read_width, heads_size = s.heads() * layout_.slots_padded;
+        const int rows = mine.end - mine.begin, units = s.units(), read_width = s.read_width(),
+                  feature_width = units + read_width, heads_size = s.heads() * layout_.slots_padded;
         Addressing<T> addressing(s.slots, s.width, s.shifts);
         Flow flow;
-        flow.inputs.assign(size_t(rows) * weights_.inputs_padded, T(0));
-        flow.cell.assign(size_t(rows) * s.hidden, T(0));
+        flow.reads.assign(size_t(rows) * read_width, T(0));
+        flow.hidden.assign(size_t(rows) * units, T(0));
+        flow.cell.assign(size_t(rows) * units, T(0));
         flow.weights.assign(size_t(rows) * heads_size, T(0));
         flow.memory.assign(size_t(rows) * layout_.memory_size, T(0));
-        std::vector<T> d_hidden(size_t(rows) * weights_.hidden_padded), d_reads(read_width);
+        std::vector<T> d_hidden(size_t(rows) * weights_.units_padded), d_reads(read_width);
+        std::vector<T> d_inputs(size_t(rows) * weights_.most_inputs);
         std::vector<T> scratch(2 * layout_.slots_padded);
         for (int row = 0; row < rows; ++row) {
-            enter_backward(mine.begin + row, d_end, flow.cell.data() + size_t(row) * s.hidden,
+            enter_backward(mine.begin + row, d_end, flow.cell.data() + size_t(row) * units,
                            flow.weights.data() + size_t(row) * heads_size,
                            flow.memory.data() + size_t(row) * layout_.memory_size);
         }
@@ -246,14 +232,12 @@ class Ntm {
             const size_t first = size_t(step) * sequences_ + mine.begin;
             for (int row = 0; row < rows; ++row) {
                 const T* d_out = d_features + (first + row) * feature_width;
-                const T* d_input = flow.inputs.data() + size_t(row) * weights_.inputs_padded;
-                T* d_h = d_hidden.data() + size_t(row) * weights_.hidden_padded;
-                std::copy_n(d_out, s.hidden, d_h);
-                for (int i = 0; s.lstm && i < s.hidden; ++i) {
-                    d_h[i] += d_input[read_width + i];
+                T* d_h = d_hidden.data() + size_t(row) * weights_.units_padded;
+                for (int i = 0; i < units; ++i) {
+                    d_h[i] = d_out[i] + flow.hidden[size_t(row) * units + i];
                 }
                 for (int i = 0; i < read_width; ++i) {
-                    d_reads[i] = d_out[s.hidden + i] + d_input[i];
+                    d_reads[i] = d_out[units + i] + flow.reads[size_t(row) * read_width + i];
                 }
                 memory_backward(addressing, step, mine.begin + row, d_reads.data(),
                                 flow.weights.data() + size_t(row) * heads_size,
@@ -261,28 +245,53 @@ class Ntm {
                                 d_emitted + (first + row) * s.emitted(), scratch.data());
             }
             product_add(rows, d_emitted + first * s.emitted(), s.emitted(), s.emitted(), weights_.heads.data(),
-                        weights_.hidden_padded, d_hidden.data(), weights_.hidden_padded);
-            for (int row = 0; row < rows; ++row) {
-                const int own = mine.begin + row;
-                controller_backward(s, layout_, record(step, own), cell_before(step, own),
-                                    d_hidden.data() + size_t(row) * weights_.hidden_padded,
-                                    flow.cell.data() + size_t(row) * s.hidden, d_sums + (first + row) * gates);
+                        weights_.units_padded, d_hidden.data(), weights_.units_padded);
+            for (int layer = s.layers - 1; layer >= 0; --layer) {
+                layer_backward(layer, step, mine, d_hidden.data(), d_sums, d_inputs.data(), flow);
             }
-            std::fill(flow.inputs.begin(), flow.inputs.end(), T(0));
-            product_add(rows, d_sums + first * gates, gates, gates, weights_.controller.data(), weights_.inputs_padded,
-                        flow.inputs.data(), weights_.inputs_padded);
         }
         for (int row = 0; row < rows; ++row) {
-            leave_backward(mine.begin + row, flow.inputs.data() + size_t(row) * weights_.inputs_padded,
-                           flow.cell.data() + size_t(row) * s.hidden, flow.weights.data() + size_t(row) * heads_size,
+            std::copy_n(flow.reads.data() + size_t(row) * read_width, read_width,
+                        d_start.reads + size_t(mine.begin + row) * read_width);
+            leave_backward(mine.begin + row, flow.hidden.data() + size_t(row) * units,
+                           flow.cell.data() + size_t(row) * units, flow.weights.data() + size_t(row) * heads_size,
                            flow.memory.data() + size_t(row) * layout_.memory_size, d_start);
+        }
+    }
+
+    // Adds to `d_hidden` (rows, units) of the layer below, and leaves in `flow` what goes to the step before.
+    void layer_backward(int layer, int step, Range mine, T* d_hidden, T* d_sums, T* d_inputs, Flow& flow) {
+        const NtmShape& s = shape_;
+        const typename NtmWeights<T>::Layer& w = weights_.layers[layer];
+        const int rows = mine.end - mine.begin, gates = s.gates(), units = s.units(), below = s.below(layer),
+                  at = layer * s.hidden;
+        T* d_own = d_sums + (size_t(step) * sequences_ + mine.begin) * s.sums() + layer * gates;
+        for (int row = 0; row < rows; ++row) {
+            const int own = mine.begin + row;
+            controller_backward(s, layout_.layer(record(step, own), layer), cell_before(step, own) + at,
+                                d_hidden + size_t(row) * weights_.units_padded + at,
+                                flow.cell.data() + size_t(row) * units + at, d_own + size_t(row) * s.sums());
+        }
+        std::fill_n(d_inputs, size_t(rows) * w.inputs_padded, T(0));
+        product_add(rows, d_own, s.sums(), gates, w.plain.data(), w.inputs_padded, d_inputs, w.inputs_padded);
+        for (int row = 0; row < rows; ++row) {
+            const T* d_input = d_inputs + size_t(row) * w.inputs_padded;
+            if (layer == 0) {
+                std::copy_n(d_input, below, flow.reads.data() + size_t(row) * below);
+            }
+            for (int i = 0; layer > 0 && i < below; ++i) {
+                d_hidden[size_t(row) * weights_.units_padded + at - below + i] += d_input[i];
+            }
+            if (s.lstm) {
+                std::copy_n(d_input + below, s.hidden, flow.hidden.data() + size_t(row) * units + at);
+            }
         }
     }
 
     void enter_backward(int sequence, const NtmState<const T>& d_end, T* d_cell, T* d_weights, T* d_memory) const {
         const NtmShape& s = shape_;
         if (s.lstm) {
-            std::copy_n(d_end.cell + size_t(sequence) * s.hidden, s.hidden, d_cell);
+            std::copy_n(d_end.cell + size_t(sequence) * s.units(), s.units(), d_cell);
         }
         for (int head = 0; head < s.heads(); ++head) {
             std::copy_n(d_end.weights + (size_t(sequence) * s.heads() + head) * s.slots, s.slots,
@@ -296,13 +305,12 @@ class Ntm {
         }
     }
 
-    void leave_backward(int sequence, const T* d_input, const T* d_cell, const T* d_weights, const T* d_memory,
+    void leave_backward(int sequence, const T* d_hidden, const T* d_cell, const T* d_weights, const T* d_memory,
                         const NtmState<T>& d_start) const {
         const NtmShape& s = shape_;
-        std::copy_n(d_input, s.read_width(), d_start.reads + size_t(sequence) * s.read_width());
         if (s.lstm) {
-            std::copy_n(d_input + s.read_width(), s.hidden, d_start.hidden + size_t(sequence) * s.hidden);
-            std::copy_n(d_cell, s.hidden, d_start.cell + size_t(sequence) * s.hidden);
+            std::copy_n(d_hidden, s.units(), d_start.hidden + size_t(sequence) * s.units());
+            std::copy_n(d_cell, s.units(), d_start.cell + size_t(sequence) * s.units());
         }
         for (int head = 0; head < s.heads(); ++head) {
             std::copy_n(d_weights + size_t(head) * layout_.slots_padded, s.slots,
@@ -322,7 +330,7 @@ class Ntm {
         const T* memory = kept + layout_.memory;
         std::fill_n(d_emitted, s.emitted(), T(0));
         for (int m = 0; m < s.width; ++m) {
-            write_backward(slots, kept, m, memory + size_t(m) * n, d_memory + size_t(m) * n, d_weights, d_emitted);
+            write_backward(s, layout_, slots, kept, m, memory + size_t(m) * n, d_memory + size_t(m) * n, d_weights, d_emitted);
         }
         for (int head = 0; head < s.reads; ++head) {
             const T* w = layout_.place(kept, head).weights;
@@ -338,41 +346,6 @@ class Ntm {
                                 layout_.place(kept, head), d_weights + size_t(head) * n, d_memory,
                                 s.head(d_emitted, head), scratch);
         }
-    }
-
-    // M' = M prod_h (1 - w_h e_h) + sum_h w_h a_h, for one column of the memory.
-    void write_backward(const Slots<T>& slots, T* kept, int m, const T* column, T* d_column, T* d_weights,
-                        T* d_emitted) const {
-        const NtmShape& s = shape_;
-        T* parameters = kept + layout_.emitted;
-        for (int head = s.reads; head < s.heads(); ++head) {
-            const HeadParameters<T> mine = s.head(parameters, head), d_mine = s.head(d_emitted, head);
-            const T* w = layout_.place(kept, head).weights;
-            T* d_w = d_weights + size_t(head) * layout_.slots_padded;
-            const T erase = mine.erase[m], add = mine.add[m];
-            Vector<T> by_add{}, by_erase{};
-            slots.each([&](int i) {
-                Vector<T> others = load(column + i);
-                for (int other = s.reads; other < s.heads(); ++other) {
-                    if (other != head) {
-                        others *= T(1) - s.head(parameters, other).erase[m] * load(layout_.place(kept, other).weights + i);
-                    }
-                }
-                const Vector<T> d = load(d_column + i), weight = load(w + i);
-                by_add += d * weight;
-                by_erase -= d * others * weight;
-                store(d_w + i, load(d_w + i) + d * (add - erase * others));
-            });
-            d_mine.add[m] += sum_of<T>(by_add);
-            d_mine.erase[m] += sum_of<T>(by_erase) * erase * (1 - erase);  // of the sigmoid
-        }
-        slots.each([&](int i) {
-            Vector<T> stays = broadcast(T(1));
-            for (int head = s.reads; head < s.heads(); ++head) {
-                stays *= T(1) - s.head(parameters, head).erase[m] * load(layout_.place(kept, head).weights + i);
-            }
-            store(d_column + i, load(d_column + i) * stays);
-        });
     }
 
     NtmShape shape_{};

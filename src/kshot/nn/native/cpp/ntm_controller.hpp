@@ -1,4 +1,4 @@
-// The controller of a Neural Turing Machine from its sums to its hidden units, and back.
+// One layer of the controller of a Neural Turing Machine from its sums to its hidden units, and back.
 #pragma once
 
 #include "ntm_record.hpp"
@@ -7,9 +7,9 @@ namespace kshot {
 
 // LSTM: c = f c' + i g, h = o tanh(c), with the gates in the order i, f, g, o. Feed-forward: h = tanh(z).
 template <class T>
-void controller_forward(const NtmShape& shape, const NtmLayout<T>& layout, const T* z, const T* c_before, T* kept, T* h) {
+void controller_forward(const NtmShape& shape, const T* z, const T* c_before, const KeptLayer<T>& kept, T* h) {
     const int n = shape.hidden;
-    T* gates = kept + layout.gates;
+    T* gates = kept.gates;
     if (!shape.lstm) {
         map(n, z, gates, hyperbolic_tangent<T>);
         std::copy_n(gates, n, h);
@@ -18,8 +18,8 @@ void controller_forward(const NtmShape& shape, const NtmLayout<T>& layout, const
     map(2 * n, z, gates, sigmoid<T>);
     map(n, z + 2 * n, gates + 2 * n, hyperbolic_tangent<T>);
     map(n, z + 3 * n, gates + 3 * n, sigmoid<T>);
-    T* c = kept + layout.cell;
-    T* tanh_c = kept + layout.tanh_cell;
+    T* c = kept.cell;
+    T* tanh_c = kept.tanh_cell;
     for (int i = 0; i < n; ++i) {
         c[i] = gates[n + i] * c_before[i] + gates[i] * gates[2 * n + i];
     }
@@ -30,17 +30,17 @@ void controller_forward(const NtmShape& shape, const NtmLayout<T>& layout, const
 }
 
 template <class T>
-void controller_backward(const NtmShape& shape, const NtmLayout<T>& layout, const T* kept, const T* c_before,
-                         const T* d_h, T* d_c, T* d_z) {
+void controller_backward(const NtmShape& shape, const KeptLayer<T>& kept, const T* c_before, const T* d_h, T* d_c,
+                         T* d_z) {
     const int n = shape.hidden;
-    const T* g = kept + layout.gates;
+    const T* g = kept.gates;
     if (!shape.lstm) {
         for (int i = 0; i < n; ++i) {
             d_z[i] = d_h[i] * (1 - g[i] * g[i]);
         }
         return;
     }
-    const T* tanh_c = kept + layout.tanh_cell;
+    const T* tanh_c = kept.tanh_cell;
     for (int i = 0; i < n; ++i) {
         const T in = g[i], forget = g[n + i], value = g[2 * n + i], out = g[3 * n + i];
         const T d = d_c[i] + d_h[i] * out * (1 - tanh_c[i] * tanh_c[i]);

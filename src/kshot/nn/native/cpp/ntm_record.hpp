@@ -6,7 +6,8 @@
 namespace kshot {
 
 struct NtmShape {
-    int hidden;
+    int hidden;  // units of a layer of the controller
+    int layers;
     int lstm;  // 0: a feed-forward controller
     int reads;
     int writes;
@@ -15,9 +16,13 @@ struct NtmShape {
     int shifts;
 
     int heads() const { return reads + writes; }
-    int gates() const { return lstm ? 4 * hidden : hidden; }
+    int units() const { return layers * hidden; }
+    int gates() const { return lstm ? 4 * hidden : hidden; }  // of a layer
+    int sums() const { return layers * gates(); }
     int read_width() const { return reads * width; }
-    int inputs() const { return read_width() + (lstm ? hidden : 0); }
+    // What a layer reads beside the input of the machine: what heads read or the layer below, and itself before.
+    int below(int layer) const { return layer == 0 ? read_width() : hidden; }
+    int inputs(int layer) const { return below(layer) + (lstm ? hidden : 0); }
     // Numbers that the controller emits: for each head key, strength, gate, shifts, sharpness; writers erase, add.
     int address_size() const { return width + 3 + shifts; }
     int emitted() const { return heads() * address_size() + writes * 2 * width; }
@@ -29,6 +34,14 @@ struct NtmShape {
         T* after = at + width;
         return {at, after, after + 1, after + 2, after + 2 + shifts, after + 3 + shifts, after + 3 + shifts + width};
     }
+};
+
+// What is kept of one layer of the controller.
+template <class T>
+struct KeptLayer {
+    T* gates;
+    T* cell;
+    T* tanh_cell;
 };
 
 // Offsets within the record of one step of one sequence, each on a boundary of vectors.
@@ -49,18 +62,24 @@ struct NtmLayout {
         inverse_norms = take(slots_padded);
         places_ = take(heads_ * 5 * slots_padded);
         emitted = take(s.emitted());
-        gates = take(s.gates());
-        cell = take(s.hidden);
-        tanh_cell = take(s.hidden);
+        gates_ = take(s.sums());
+        cell = take(s.units());
+        tanh_cell_ = take(s.units());
+        layer_gates_ = s.gates();
+        layer_units_ = s.hidden;
         size = used;
         start_cell = heads_ * slots_padded;
-        start_size = start_cell + s.hidden;
+        start_size = start_cell + s.units();
     }
 
     Place<T> place(T* record, int head) const {
         T* at = record + places_ + head * 5 * slots_padded;
         const int n = slots_padded;
         return {at, at + n, at + 2 * n, at + 3 * n, at + 4 * n};
+    }
+    KeptLayer<T> layer(T* record, int index) const {
+        const int units = index * layer_units_;
+        return {record + gates_ + index * layer_gates_, record + cell + units, record + tanh_cell_ + units};
     }
     int start_weights(int head) const { return head * slots_padded; }
 
@@ -69,9 +88,7 @@ struct NtmLayout {
     int memory = 0;
     int inverse_norms = 0;
     int emitted = 0;
-    int gates = 0;
     int cell = 0;
-    int tanh_cell = 0;
     int size = 0;
     int start_cell = 0;
     int start_size = 0;
@@ -79,6 +96,10 @@ struct NtmLayout {
   private:
     int places_ = 0;
     int heads_ = 0;
+    int gates_ = 0;
+    int tanh_cell_ = 0;
+    int layer_gates_ = 0;
+    int layer_units_ = 0;
 };
 
 }  // namespace kshot
