@@ -20,6 +20,7 @@ OPTIONS = {
     "baselinepp": [{"n_inner_steps": 4, "scale": 3.0}],
     "bd_cspn": [{"n_confident": 1, "scale": 3.0}],
     "dkt": [{"kernel": "linear"}, {"kernel": "rbf"}],
+    "deepemd": [{"temperature": 2.0, "sharpness": 4.0, "n_steps": 6}],
     "feat": [{"temperature": 2.0, "balance": 0.0}],
     "finetune": [{"n_inner_steps": 2, "inner_lr": 0.01}],
     "gaussian_protonet": [{"covariance": "diagonal"}],
@@ -40,9 +41,9 @@ OPTIONS = {
     "boil": [{"first_order": True}],
     "cavia": [{"n_context": 3, "n_inner_steps": 3, "inner_lr": 0.3, "first_order": True}],
     "imaml": [{"strength": 0.5, "n_cg_steps": 2, "n_inner_steps_eval": 2}],
-    "mamlpp": [{"multi_step_steps": 10**18}, {"first_order_steps": 5, "n_inner_steps_eval": 3}],
+    "mamlpp": [{"multi_step_steps": 10**18}, {"first_order_steps": 5, "n_inner_steps_eval": 3, "truncate": 1}],
     "metacurvature": [{"n_inner_steps": 2, "first_order": True}],
-    "metasgd": [{"n_inner_steps": 2, "rate_spread": 2.0}, {"first_order": True}],
+    "metasgd": [{"n_inner_steps": 2, "rate_spread": 2.0}, {"first_order": True}, {"n_inner_steps": 2, "truncate": 1}],
     "protomaml": [{"first_order": True}],
     "reptile": [{"inner_optimiser": "adam", "inner_lr": 1e-4, "n_inner_steps": 2}, {"inner_batch": 4}],
     "cnp": [{"encoder_layers": 1}],
@@ -55,8 +56,12 @@ OPTIONS = {
         {"first_order": True},
         {"n_inner_steps": 3, "n_inner_steps_eval": 2, "inner_lr": 0.1},
         {"n_inner_steps": 2, "first_order": True},
+        {"n_inner_steps": 3, "truncate": 2},
     ],
-    "ntm": [{"controller": "feedforward", "n_heads": 2, "n_slots": 5}, {"memory_start": "learned", "n_slots": 7}],
+    "ntm": [
+        {"controller": "feedforward", "n_heads": 2, "n_slots": 5},
+        {"memory_start": "learned", "n_slots": 7, "n_layers": 2},
+    ],
     "protonet": [{"distance": "cosine"}],
 }
 
@@ -72,6 +77,7 @@ SMALL: dict[str, dict[str, object]] = {
     "dnc": {"n_hidden": 5, "n_slots": 6, "slot_width": 4, "n_heads": 2},
     "lstm": {"n_hidden": 6},
     "mann": {"n_hidden": 5, "n_slots": 9, "slot_width": 4, "n_heads": 2},
+    "ntm": {"n_hidden": 6, "n_slots": 9, "slot_width": 4},
     "snail": {"length": 7, "tc_filters": 3, "keys": (3, 4, 5), "values": (2, 3, 4)},
     "transformer": {"width": 8, "n_layers": 2, "n_heads": 2},
 }

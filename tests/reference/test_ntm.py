@@ -61,3 +61,30 @@ def test_a_step_by_plain_loops() -> None:
     torch.testing.assert_close(out, torch.tensor(hidden + r, dtype=torch.float64), rtol=0, atol=1e-10)
     torch.testing.assert_close(after.memory, torch.tensor(written, dtype=torch.float64), rtol=0, atol=1e-10)
     torch.testing.assert_close(after.weights, torch.tensor([read, write], dtype=torch.float64), rtol=0, atol=1e-10)
+
+
+def test_layers_of_lstm_by_plain_loops() -> None:
+    """Each layer reads the one below and itself before the step, the first the input and what was read."""
+    n = 3
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(4)
+        cell = NTMCell(2, n_hidden=n, n_layers=2, n_slots=5, slot_width=2).double()
+        for p in cell.parameters():
+            p.data += 0.5 * torch.randn_like(p)
+        x, state = torch.randn(2, dtype=torch.float64), cell.start()
+        state = state._replace(hidden=torch.randn(2 * n).double(), cell=torch.randn(2 * n).double())
+    with torch.no_grad():
+        out, after = cell(x, state)
+    below, (upper,) = x.tolist(), cell.upper
+    rows, bias = torch.cat([cell.input.weight, cell.recurrent.weight], 1).tolist(), cell.input.bias.tolist()
+    own = [state.reads.tolist() + state.hidden[:n].tolist(), state.hidden[n:].tolist()]
+    for layer in range(2):
+        inputs = below + own[layer]
+        z = [sum(w * v for w, v in zip(row, inputs, strict=True)) + b for row, b in zip(rows, bias, strict=True)]
+        i, f, g, o = (z[k * n : (k + 1) * n] for k in range(4))
+        at = slice(layer * n, (layer + 1) * n)
+        c = [sigmoid(f[k]) * float(state.cell[at][k]) + sigmoid(i[k]) * math.tanh(g[k]) for k in range(n)]
+        below = [sigmoid(o[k]) * math.tanh(c[k]) for k in range(n)]
+        torch.testing.assert_close(after.cell[at], torch.tensor(c, dtype=torch.float64), rtol=0, atol=1e-12)
+        torch.testing.assert_close(out[at], torch.tensor(below, dtype=torch.float64), rtol=0, atol=1e-12)
+        rows, bias = upper.weight.tolist(), upper.bias.tolist()  # pyright: ignore[reportCallIssue, reportAssignmentType]

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kshot.algorithms import BDCSPN, PTMAP, TIM, LaplacianShot
-from kshot.core import Episode, Learner, Spec
+from kshot.core import Episode, Learner, Spec, Split
 from kshot.nn.flat import Flat
 from kshot.testing import synthetic_episode
 
@@ -25,8 +25,8 @@ def means(z: Tensor, y: Tensor) -> Tensor:
 
 def test_bd_cspn() -> None:
     one = synthetic_episode(SPEC, n_query=5)
-    x, y = one.support.x, one.support.y
-    xq = one.query.x + x.mean(0) - one.query.x.mean(0)
+    x, xq, y = F.normalize(one.support.x), F.normalize(one.query.x), one.support.y
+    xq = xq + x.mean(0) - xq.mean(0)
     prototypes = means(x, y)
     cosines = torch.stack([torch.stack([F.cosine_similarity(q, p, dim=0) for p in prototypes]) for q in xq])
     rectified = []
@@ -76,17 +76,19 @@ def test_tim_by_alternating_directions() -> None:
 
 def test_laplacianshot() -> None:
     one = synthetic_episode(SPEC, n_query=5)
-    x, xq, y = F.normalize(one.support.x), F.normalize(one.query.x), one.support.y
+    centre = torch.linspace(-0.5, 0.5, WIDTH, dtype=torch.float64)
+    x, xq, y = F.normalize(one.support.x - centre), F.normalize(one.query.x - centre), one.support.y
     xq = xq + x.mean(0) - xq.mean(0)
     m = means(x, y)
-    nearest = [int(torch.stack([F.cosine_similarity(q, p, dim=0) for p in m]).argmax()) for q in xq]
+
+    def shares(v: Tensor) -> Tensor:
+        parts = torch.stack([torch.exp(10 * F.cosine_similarity(v, p, dim=0)) for p in m])
+        return parts / parts.sum()
+
     prototypes = []
     for c in range(WAYS):
-        members = [*x[y == c], *(q for q, k in zip(xq, nearest, strict=True) if k == c)]
-        weights = [torch.exp(10 * F.cosine_similarity(v, m[c], dim=0)) for v in members]
-        prototypes.append(
-            sum((w * v for w, v in zip(weights, members, strict=True)), torch.zeros(WIDTH)) / sum(weights)
-        )
+        members = [*x[y == c], *(q for q in xq if int(shares(q).argmax()) == c)]
+        prototypes.append(sum((shares(v)[c] * v for v in members), torch.zeros(WIDTH)) / len(members))
     unary = torch.cdist(xq, torch.stack(prototypes)) ** 2
     near = []
     for i in range(len(xq)):
@@ -99,12 +101,28 @@ def test_laplacianshot() -> None:
             [-unary[i] + 0.7 * sum((y_q[j] for j in near[i]), torch.zeros(WAYS)) for i in range(len(xq))]
         )
         y_q = torch.softmax(logits, 1)
-    torch.testing.assert_close(answers(LaplacianShot(Flat((WIDTH,))), one), logits, rtol=1e-7, atol=1e-7)
+    learner = LaplacianShot(Flat((WIDTH,)))
+    learner.mean = centre
+    torch.testing.assert_close(answers(learner, one), logits, rtol=1e-7, atol=1e-7)
+
+
+def test_laplacianshot_answers_features_with_much_in_common_once_they_are_centred() -> None:
+    """Weights over the classes shrink uncentred prototypes by unlike factors, and one attracts all queries."""
+    g = torch.Generator().manual_seed(0)
+    common, centres = 3 * torch.rand(40, generator=g), 0.4 * torch.randn(WAYS, 40, generator=g)
+    y = torch.arange(WAYS).repeat_interleave(12)
+    x = (common + centres[y] + 0.4 * torch.randn(len(y), 40, generator=g)).double()
+    shot = torch.arange(len(y)) % 12 == 0
+    one = Episode(Split(x[shot], y[shot], WAYS), Split(x[~shot], y[~shot], WAYS))
+    learner = LaplacianShot(Flat((40,)))
+    learner.mean = common.double()
+    assert float((answers(learner, one).argmax(-1) == one.query.y).double().mean()) > 0.95
 
 
 def test_pt_map() -> None:
     one = synthetic_episode(SPEC, n_query=4)
     x, xq, y = (*(F.normalize((s.x.clamp(min=0) + 1e-6) ** 0.5) for s in one), one.support.y)
+    x, xq = (torch.stack([(row - z.mean(0)) / (row - z.mean(0)).norm() for row in z]) for z in (x, xq))
     centres, onehot = means(x, y), F.one_hot(y, WAYS).double()
 
     def transport(centres: Tensor) -> Tensor:

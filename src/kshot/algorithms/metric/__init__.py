@@ -1,5 +1,6 @@
 """Metric-based methods: learn an embedding in which a simple rule answers."""
 
+from kshot.algorithms.metric.deepemd import DeepEMD as DeepEMD
 from kshot.algorithms.metric.feat import FEAT as FEAT
 from kshot.algorithms.metric.gaussian_protonet import GaussianProtoNet as GaussianProtoNet
 from kshot.algorithms.metric.matching import MatchingNet as MatchingNet

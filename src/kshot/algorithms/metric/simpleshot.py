@@ -26,16 +26,13 @@ from __future__ import annotations
 
 from typing import Literal
 
-import torch
 from torch import Tensor, nn
 
 from kshot.core import UserError, register
-from kshot.engine.embedding import Labelled, PretrainedLearner
+from kshot.engine.embedding import CentredLearner, Labelled
 from kshot.nn.heads import class_means, squared_distances, unit
 
 TRANSFORMS = ("un", "l2n", "cl2n")
-#: The running mean forgets at this rate once it has seen a hundred batches.
-_SLOWEST = 0.01
 
 
 @register(
@@ -43,7 +40,7 @@ _SLOWEST = 0.01
     family="metric",
     paper="Wang, Chao, Weinberger, van der Maaten, SimpleShot, 2019, arXiv:1911.04623",
 )
-class SimpleShot(PretrainedLearner):
+class SimpleShot(CentredLearner):
     """Nearest class mean on transformed features.
 
     Args:
@@ -54,9 +51,6 @@ class SimpleShot(PretrainedLearner):
     Raises:
         UserError: unknown transform.
     """
-
-    mean: Tensor
-    n_seen: Tensor
 
     def __init__(
         self,
@@ -69,19 +63,6 @@ class SimpleShot(PretrainedLearner):
         if transform not in TRANSFORMS:
             raise UserError(f"transform must be one of {', '.join(TRANSFORMS)}, got {transform!r}; choose one")
         self.transform = transform
-        n_features = getattr(backbone, "n_features", 1)
-        self.register_buffer("mean", torch.zeros(n_features))
-        self.register_buffer("n_seen", torch.zeros(()))
-
-    def watch(self, z: Tensor) -> None:
-        """Follow the mean of the training features.
-
-        Args:
-            z: (N, D), or (T, N, D).
-        """
-        weight = (1 / (self.n_seen + 1)).clamp(min=_SLOWEST)
-        self.mean = torch.lerp(self.mean, z.flatten(0, -2).mean(0), weight)
-        self.n_seen = self.n_seen + 1
 
     def fit_head(self, support: Labelled) -> Tensor:
         """Average the transformed support of each class.

@@ -9,15 +9,18 @@ pseudo-labelled queries that join the mean.
 ======================  ==============================================
 paper                   here
 ======================  ==============================================
-F_theta                 ``backbone``, with cosines to prototypes (CSPN)
+F_theta                 ``backbone``; features of length one, cosines to prototypes (CSPN)
 xi                      mean of the support minus mean of the queries, added to the queries
 P_n, P'_n               prototype, rectified prototype
+W                       weights of a class's examples, a softmax over these examples of epsilon cos
 Z                       ``n_confident``
 tau, epsilon            ``scale``: factor of the cosines, in answers and in weights
 ======================  ==============================================
 
 Differs from the paper: while training, the classifier of all training classes is linear. A class that no query is
 assigned to keeps its own prototype. All queries that are assigned count if there are fewer than Z.
+
+Others differ: easyfsl takes epsilon = 1 and all queries, and answers them as they were before the shift.
 
 Checked by: tests/reference/test_transductive.py (plain loops).
 """
@@ -29,7 +32,7 @@ from torch import Tensor, nn
 
 from kshot.core import UserError, register
 from kshot.engine.embedding import Labelled, PretrainedLearner
-from kshot.nn.heads import class_means, memberships, rectified_means, unit
+from kshot.nn.heads import class_means, memberships, unit
 
 
 @register(
@@ -70,10 +73,11 @@ class BDCSPN(PretrainedLearner):
             support: the embedded support.
 
         Returns:
-            ``z`` (S, D), ``labels`` (S, W) and ``means`` (W, D).
+            ``z`` (S, D) of length one, ``labels`` (S, W) and ``means`` (W, D).
         """
-        labels = memberships(support.y, support.ways, support.z.dtype)
-        return {"z": support.z, "labels": labels, "means": class_means(support.z, support.y, support.ways)}
+        z = unit(support.z)
+        labels = memberships(support.y, support.ways, z.dtype)
+        return {"z": z, "labels": labels, "means": class_means(z, support.y, support.ways)}
 
     def apply_head(self, head: dict[str, Tensor], z: Tensor) -> Tensor:
         """Shift the queries, rectify the prototypes, and return cosines.
@@ -85,6 +89,7 @@ class BDCSPN(PretrainedLearner):
         Returns:
             Logits (Q, W).
         """
+        z = unit(z)
         z = z + head["z"].mean(0) - z.mean(0)
         cosines = unit(z) @ unit(head["means"]).mT
         assigned = memberships(cosines.argmax(-1), cosines.shape[-1], z.dtype)
@@ -93,3 +98,20 @@ class BDCSPN(PretrainedLearner):
         both = torch.cat([head["labels"], confident])
         means = rectified_means(torch.cat([head["z"], z]), both, head["means"], self.scale)
         return self.scale * unit(z) @ unit(means).mT
+
+
+def rectified_means(z: Tensor, assignment: Tensor, means: Tensor, sharpness: float) -> Tensor:
+    """Average examples by class, those near the class's present mean weighing more.
+
+    Args:
+        z: examples (N, D).
+        assignment: (N, W), one where an example counts for a class and zero elsewhere.
+        means: present means (W, D).
+        sharpness: epsilon; the weight of an example is exp(epsilon * cosine), divided by their sum over the class.
+
+    Returns:
+        (W, D).
+    """
+    # Cosines are at most one: taking one off keeps the exponential in range and drops out of the quotient.
+    weight = assignment * torch.exp(sharpness * (unit(z) @ unit(means).mT - 1))
+    return weight.mT @ z / weight.sum(0).unsqueeze(-1)

@@ -15,8 +15,12 @@ lambda, alpha           ``lam``, ``alpha`` of the loss lambda CE - (H(Y) - alpha
 q_ik, w_k               the alternating steps of TIM-ADM
 ======================  ==============================================
 
-Differs from the paper: none in inference, of which this is TIM-ADM. It assumes queries spread about evenly over the
+Differs from the paper: none in inference, of which this is TIM-ADM alone; TIM-GD takes 1,000 gradient steps on the
+same loss. It assumes queries spread about evenly over the
 classes, as those of the usual benchmarks are; where they are not, it does harm.
+
+Others differ: easyfsl has TIM-GD, with cosines in the place of distances, 50 steps and lambda = 1 by default: steps too
+few to arrive at what either way arrives at.
 
 Checked by: tests/reference/test_transductive.py (plain loops; the loss falls).
 """
