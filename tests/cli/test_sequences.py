@@ -53,3 +53,35 @@ def test_lengths_and_methods_that_make_no_sense(kshot):
     assert "protonet learns classification, but copy is sequence" in ran.err
     ran = kshot(*TRAIN.split(), "--clip-value", "-1")
     assert (ran.status, "expected clip_value >= 0" in ran.err) == (2, True)
+
+
+NTM = "train ntm --data copy --max-length 3 --n-hidden 4 --n-slots 4 --steps 2 --n-tasks 2 --val-episodes 2 --out run"
+
+
+def test_memory_that_is_too_small_is_a_warning_and_another_memory_an_error(kshot):
+    ran = kshot(*NTM.split(), "--eval-episodes", "4", "--batching", "native")
+    assert (ran.status, "rows of memory" in ran.err) == (0, False)  # three vectors and a flag, and four rows
+    ran = kshot("evaluate", "run", "--min-length", "5", "--max-length", "5", "--n-episodes", "2")
+    assert ran.status == 0
+    said = "warning: up to 6 steps to be read, and 4 rows of memory to keep them in"
+    assert said in " ".join(ran.err.split())
+    ran = kshot("evaluate", "run", "--n-slots", "5", "--n-episodes", "2")
+    assert ran.status == 2
+    assert "another network: expected cell.start_weights of shape (2, 5), got (2, 4)" in " ".join(ran.err.split())
+    ran = kshot(*NTM.replace("--n-slots 4", "--n-slots 3").split(), "--eval-episodes", "0", "--resume")
+    assert (ran.status, "--n-slots 3 (the run has 4)" in " ".join(ran.err.split())) == (2, True)
+    ran = kshot(*NTM.replace("run", "small").replace("4 --steps", "3 --steps").split(), "--eval-episodes", "0")
+    assert (ran.status, "train with n_slots=4" in " ".join(ran.err.split())) == (0, True)
+
+
+def test_widths_that_do_not_fit_the_model(copying, kshot):
+    ran = kshot("evaluate", "run", "--n-bits", "4", "--n-episodes", "2")
+    assert ran.status == 2
+    assert "built for sequence of inputs (9,), got sequence of (5,)" in " ".join(ran.err.split())
+    ran = kshot("evaluate", "run", "--min-length", "0", "--n-episodes", "2")
+    assert (ran.status, "1 <= min_length <= max_length, got 0 and" in " ".join(ran.err.split())) == (2, True)
+
+
+def test_steps_computed_twice_by_a_flag(kshot):
+    ran = kshot(*NTM.split(), "--eval-episodes", "0", "--batching", "native", "--recompute")
+    assert (ran.status, "native, steps recomputed" in " ".join(ran.err.split())) == (0, True)

@@ -114,6 +114,27 @@ def test_what_a_run_says(kshot, tmp_path):
     assert str(tmp_path / "run" / "report.html") in ran.out
 
 
+def test_what_was_measured_before_is_said(kshot, tmp_path, monkeypatch):
+    monkeypatch.setenv("KSHOT_CACHE", str(tmp_path / "cache"))
+    flags = ("--batching", "auto", "--eval-episodes", 0)
+    said = [
+        kshot("train", *SINUSOID, *SHORT, *flags, *anew, "--out", tmp_path / str(i)).err
+        for i, anew in enumerate(((), (), ("--measure-anew",)))
+    ]
+    assert ["as measured before (--measure-anew measures again)" in err for err in said] == [False, True, False]
+
+
+def test_rates_by_name_that_a_continuation_cannot_change(kshot, refused, tmp_path):
+    out = ("--out", tmp_path / "run")
+    assert kshot("train", *SINUSOID, *SHORT, "--outer-groups", "model.0.*", 0.5, *out).status == 0
+    assert kshot("train", "--resume", "--steps", 5, *out).status == 0
+    message = refused("train", "--resume", "--outer-groups", "model.0.*", 0.1, *out)
+    assert "--outer-groups 0.1 (the run has 0.5)" in message
+    assert "found none; the names are" in refused(
+        "train", *SINUSOID, "--outer-groups", "no.*", 1, "--out", tmp_path / "b"
+    )
+
+
 def test_a_run_without_test(kshot, tmp_path):
     ran = kshot("train", *SINUSOID, *SHORT, "--eval-episodes", 0, "--out", tmp_path / "run")
     assert ran.status == 0

@@ -56,7 +56,7 @@ def test_unknown_name_tells_the_nearest() -> None:
 
 def test_every_option_can_be_offered_on_the_command_line() -> None:
     options = {name: entry.options for name, entry in catalog.datasets().items()}
-    sampling = ["within_group", "n_way_range", "n_shot_range", "augment", "shuffle"]
+    sampling = ["within_group", "turns_apart", "n_way_range", "n_shot_range", "augment", "shuffle"]
     own = ["scheme", "image_size", "rotations", "trainval", "downscale"]
     assert list(options["omniglot"]) == [*own, *sampling]
     assert list(options["glyphs"]) == ["image_size", *sampling]

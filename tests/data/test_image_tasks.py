@@ -211,3 +211,24 @@ def test_door_names_the_class_that_is_too_small() -> None:
         tasks(n_query=7)
     with pytest.raises(UserError, match="n_way=13 classes, got 12"):
         tasks(n_way=13)
+
+
+def test_classes_of_a_task_within_a_group_are_turned_alike():
+    images = ImageSet(
+        torch.zeros(12, 1, 4, 4, dtype=torch.uint8),
+        torch.arange(6).repeat_interleave(2),
+        tuple("abcdef"),
+        torch.tensor([0, 0, 0, 1, 1, 1]),
+        ("x", "y"),
+        rotations=True,
+    )
+    shape = {"name": "turned", "n_way": 3, "n_shot": 1, "n_query": 1, "within_group": 1.0}
+    seen = set()
+    for apart in (True, False):
+        source = ImageTasks(images, **shape, turns_apart=apart)
+        classes = source.plan(40, generator(0, "turned"))["classes"]
+        turns, letters = classes // 6, classes % 6
+        assert bool((letters // 3 == letters[:, :1] // 3).all()), "one group each"
+        assert bool((turns == turns[:, :1]).all()) is apart
+        seen |= set(turns[:, 0].tolist())
+    assert seen == {0, 1, 2, 3}

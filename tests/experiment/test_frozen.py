@@ -79,8 +79,9 @@ def test_heads_that_must_be_trained_are_refused() -> None:
         make_head("relation", 8, 5)
 
 
-def test_simpleshot_takes_the_centre_that_it_is_given() -> None:
-    assert torch.equal(make_head("simpleshot", 3, 5, torch.ones(3)).mean, torch.ones(3))  # pyright: ignore[reportArgumentType]
+@pytest.mark.parametrize("name", ["simpleshot", "laplacianshot"])
+def test_a_head_that_centres_takes_the_centre_that_it_is_given(name: str) -> None:
+    assert torch.equal(make_head(name, 3, 5, torch.ones(3)).mean, torch.ones(3))  # pyright: ignore[reportArgumentType]
 
 
 def test_what_has_nothing_to_train_is_not_trained_and_what_has_is_not_evaluated() -> None:

@@ -8,10 +8,12 @@ image stands alone in its episode, so no method can make use of the other 19.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import re
 import zipfile
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -21,10 +23,11 @@ from torch import Tensor
 from kshot.core import Episode, Spec, Split, Tree, UserError
 from kshot.data import store
 from kshot.data.download import OnProgress
-from kshot.data.omniglot import Drawings, decode_png, pack_bits, shrink
+from kshot.data.omniglot import Drawings, check_size, decode_png, pack_bits, shrink
 from kshot.data.source import TaskSource
 
 N_RUNS, N_WAY = 20, 20
+_AT_ONCE = 200
 _LINE = re.compile(r"(run\d\d/test/item\d\d\.png) (run\d\d/training/class(\d\d)\.png)")
 
 
@@ -123,12 +126,14 @@ class ChallengeTasks(TaskSource):
 
     Args:
         trials: the decoded archive.
-        image_size: side in pixels, 28 or 105.
+        image_size: side in pixels: 28, 42, 56 or 105.
         downscale: see ``kshot.data.omniglot.omniglot_images``.
         name: the data set's name.
     """
 
     n_fixed = N_RUNS * N_WAY
+    #: What values of ``images`` are divided by.
+    whole = 255
 
     def __init__(self, trials: Trials, *, image_size: int, downscale: str, name: str) -> None:
         self.name = name
@@ -186,8 +191,24 @@ class ChallengeTasks(TaskSource):
         y, yq = torch.arange(N_WAY).repeat(len(run), 1), self.answers[run, item].unsqueeze(1)
         return Episode(self._split(support, y), self._split(query, yq))
 
+    def embedded(self, embed: Callable[[Tensor], Tensor]) -> ChallengeTasks:
+        """Put an embedding in the place of each image: trials of one run share theirs, so that each is embedded once.
+
+        Args:
+            embed: maps images (N, 1, H, H) to embeddings (N, D).
+
+        Returns:
+            The same trials, of embeddings.
+        """
+        twin = copy.copy(self)
+        parts = self.images.flatten(0, 2).split(_AT_ONCE)
+        found = torch.cat([embed(part.to(self.device).float().div(self.whole)).cpu() for part in parts])
+        twin.images, twin.whole = found.view(N_RUNS, 2, N_WAY, -1), 1
+        twin.spec = self.spec._replace(input_shape=(found.shape[1],))
+        return twin
+
     def _split(self, images: Tensor, y: Tensor) -> Split:
-        return Split(images.to(self.device).float().div_(255), y.to(self.device), N_WAY)
+        return Split(images.to(self.device).float().div_(self.whole), y.to(self.device), N_WAY)
 
 
 def challenge_tasks(
@@ -196,7 +217,7 @@ def challenge_tasks(
     name: str,
     root: Path | str | None = None,
     on_progress: OnProgress | None = None,
-    image_size: Literal[28, 105] = 28,
+    image_size: Literal[28, 42, 56, 105] = 28,
     downscale: Literal["area", "nearest"] = "area",
 ) -> ChallengeTasks:
     """Open the challenge: always all 400 trials, 20-way 1-shot, one query each, whatever ways and shots are asked.
@@ -206,7 +227,7 @@ def challenge_tasks(
         name: of the data set.
         root: the data root, see ``store.data_root``.
         on_progress: called during a download.
-        image_size: side in pixels, 28 or 105.
+        image_size: side in pixels: 28, 42, 56 or 105.
         downscale: see ``kshot.data.omniglot.omniglot_images``.
 
     Returns:
@@ -215,8 +236,7 @@ def challenge_tasks(
     Raises:
         UserError: an option is unknown, or the archive is absent or damaged.
     """
-    if image_size not in (28, 105):
-        raise UserError(f"expected image_size 28 or 105 for the challenge, got {image_size}; choose one of the two")
+    check_size(image_size)
     (path,) = store.provide([RUNS], root, on_progress)
     trials = decode(path)
     store.confirm(RUNS, path, trials.sha256())

@@ -120,6 +120,7 @@ def image_tasks(
     n_shot: int,
     n_query: int,
     within_group: float = 0.0,
+    turns_apart: bool = False,
     n_way_range: tuple[int, int] | None = None,
     n_shot_range: tuple[int, int] | None = None,
     augment: Literal["none", "affine"] = "none",
@@ -135,6 +136,7 @@ def image_tasks(
         n_shot: K.
         n_query: Q.
         within_group: share of tasks whose classes all come from one group (alphabet, script), 0 to 1.
+        turns_apart: classes of a task within one group are turned alike, where rotations are classes.
         n_way_range: smallest and largest W of episodes that vary; replaces ``n_way``.
         n_shot_range: smallest and largest K of episodes that vary; replaces ``n_shot``.
         augment: "affine" turns, shifts, scales and shears every training image by a little, in the ranges of Koch,
@@ -157,6 +159,7 @@ def image_tasks(
         n_shot=n_shot,
         n_query=n_query,
         within_group=within_group,
+        turns_apart=turns_apart,
         n_way_range=n_way_range,
         n_shot_range=n_shot_range,
         # Their shear of 0.3 is 17 degrees, their shift of 2 pixels of 105 a share of 0.02.

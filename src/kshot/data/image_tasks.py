@@ -35,6 +35,8 @@ class ImageTasks(TaskSource):
         n_shot: K, support examples per class; replaced by ``n_shot_range``.
         n_query: Q, query examples per class.
         within_group: share of tasks whose classes all come from one group (one alphabet).
+        turns_apart: of a group that is turned, each orientation is a group of its own: classes of a task within a group
+            are then turned alike.
         n_way_range: smallest and largest W, for episodes that vary.
         n_shot_range: smallest and largest K, for episodes that vary.
         transform: augmentation of support and query, or None.
@@ -53,6 +55,7 @@ class ImageTasks(TaskSource):
         n_shot: int = 1,
         n_query: int = 15,
         within_group: float = 0.0,
+        turns_apart: bool = False,
         n_way_range: tuple[int, int] | None = None,
         n_shot_range: tuple[int, int] | None = None,
         transform: Transform | None = None,
@@ -61,9 +64,11 @@ class ImageTasks(TaskSource):
         self.name = name
         self.images = images
         self.classes = images.all_class_names()
+        apart = images.turned_groups() if turns_apart and isinstance(images, ImageSet) else None
+        self.groups = images.all_groups() if apart is None else apart
         self.sampler = EpisodeSampler(
             images.all_labels(),
-            images.all_groups(),
+            self.groups,
             n_way=n_way,
             n_shot=n_shot,
             n_query=n_query,

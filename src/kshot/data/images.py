@@ -88,6 +88,16 @@ class ImageSet:
         """
         return self.groups.repeat(4) if self.rotations else self.groups
 
+    def turned_groups(self) -> Tensor:
+        """Return the group of every class where each orientation of a group counts as a group of its own.
+
+        Returns:
+            int64 (n_classes,).
+        """
+        if not self.rotations:
+            return self.groups
+        return torch.cat([self.groups + turn * len(self.group_names) for turn in range(4)])
+
     def all_class_names(self) -> tuple[str, ...]:
         """Return the name of every class, rotated ones included.
 

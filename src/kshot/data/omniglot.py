@@ -41,6 +41,8 @@ from kshot.data.images import ImageSet
 SPLITS = ("meta_train", "meta_val", "meta_test")
 SCHEMES = ("vinyals", "lake", "small1", "small2")
 DOWNSCALES = ("area", "nearest")
+#: Sides in pixels; 105 is that of the archives.
+SIZES = (28, 42, 56, 105)
 
 _SIDE = 105
 _ADDRESS = "https://raw.githubusercontent.com/brendenlake/omniglot/master/python"
@@ -192,7 +194,7 @@ def omniglot_images(
     root: Path | str | None = None,
     on_progress: OnProgress | None = None,
     scheme: Literal["vinyals", "lake", "small1", "small2"] = "vinyals",
-    image_size: Literal[28, 105] = 28,
+    image_size: Literal[28, 42, 56, 105] = 28,
     rotations: bool | None = None,
     trainval: bool = False,
     downscale: Literal["area", "nearest"] = "area",
@@ -206,7 +208,7 @@ def omniglot_images(
         root: the data root, see ``store.data_root``.
         on_progress: called during a download.
         scheme: how classes are split, see the module.
-        image_size: side in pixels, 28 or 105.
+        image_size: side in pixels: 28, 42, 56 or 105.
         rotations: True to add each character's quarter turns as classes of their own, in every split; None for True in
             the scheme vinyals, False in the others.
         trainval: True to add the classes of meta_val to meta_train, as for the final runs of Prototypical Networks.
@@ -223,8 +225,7 @@ def omniglot_images(
     _check("split", split, SPLITS)
     _check("scheme", scheme, SCHEMES)
     _check("downscale", downscale, DOWNSCALES)
-    if image_size not in (28, _SIDE):
-        raise UserError(f"expected image_size 28 or 105 for Omniglot, got {image_size}; choose one of the two")
+    check_size(image_size)
     parts = _vinyals(split, trainval) if scheme == "vinyals" else _by_alphabet(scheme, split, trainval)
     paths = store.provide([part.archive for part in parts], root, on_progress)
     sets = []
@@ -256,7 +257,7 @@ def shrink(drawings: Drawings, image_size: int, downscale: str) -> Tensor:
 
     Args:
         drawings: N of them.
-        image_size: 28 or 105.
+        image_size: one of ``SIZES``.
         downscale: "area" or "nearest", see ``omniglot_images``.
 
     Returns:
@@ -357,6 +358,20 @@ def _join(sets: list[ImageSet], rotations: bool) -> ImageSet:
         group_names=tuple(name for s in sets for name in s.group_names),
         rotations=rotations,
     )
+
+
+def check_size(image_size: int) -> None:
+    """Refuse sizes that images are not made in.
+
+    Args:
+        image_size: side in pixels.
+
+    Raises:
+        UserError: it is none of ``SIZES``.
+    """
+    if image_size not in SIZES:
+        sizes = ", ".join(map(str, SIZES))
+        raise UserError(f"expected image_size {sizes} for Omniglot, got {image_size}; choose one of them")
 
 
 def _check(what: str, got: str, known: tuple[str, ...]) -> None:

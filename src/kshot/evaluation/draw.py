@@ -54,6 +54,11 @@ class Draw:
         """Hash of the plans drawn so far."""
         return self._hash.hexdigest()
 
+    def skip(self) -> None:
+        """Draw all plans and gather nothing, so that ``fingerprint`` is complete."""
+        for _ in self._plans():
+            pass
+
     def chunks(self, size: int) -> Iterator[Drawn]:
         """Gather the episodes in order.
 
@@ -95,6 +100,22 @@ class Draw:
         for t in leaves(told):
             self._hash.update(f"{tuple(t.shape)}{t.dtype}".encode())
             self._hash.update(_bytes(t))
+
+
+def fingerprint(source: TaskSource, n_episodes: int, seed: int) -> str:
+    """Hash the episodes that an evaluation sees, without gathering them.
+
+    Args:
+        source: where tasks come from.
+        n_episodes: E.
+        seed: of the stream.
+
+    Returns:
+        What ``Draw.fingerprint`` is after all episodes were drawn.
+    """
+    draw = Draw(source, n_episodes, seed)
+    draw.skip()
+    return draw.fingerprint
 
 
 def _bytes(t: Tensor) -> bytes:

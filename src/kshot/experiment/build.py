@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import kshot.algorithms  # noqa: F401  (registers the methods)
 from kshot.core import Learner, Method, Spec, UserError, generator, method
@@ -16,6 +16,7 @@ from kshot.core.registry import unknown
 from kshot.data.catalog import dataset, open_source
 from kshot.data.class_batches import ClassBatches
 from kshot.data.source import TaskSource
+from kshot.engine.reading import Reader
 from kshot.experiment.config import RunConfig, typed
 from kshot.nn.conv import Conv4
 from kshot.nn.flat import Flat
@@ -81,6 +82,48 @@ def open_training(config: RunConfig, **opening: Any) -> TaskSource:
         )
     tasks = open_split(config, "meta_train", **opening)
     return ClassBatches(tasks) if what == "classes" else tasks
+
+
+def check_shapes(learner: Learner, tensors: dict[str, Tensor], what: str) -> None:
+    """Refuse weights of other shapes than a learner's.
+
+    Args:
+        learner: the learner.
+        tensors: name -> weights of a checkpoint.
+        what: holds them, in words.
+
+    Raises:
+        UserError: a shape differs.
+    """
+    own = learner.state_dict()
+    for name in (name for name in own if name in tensors):
+        there, here = tuple(tensors[name].shape), tuple(own[name].shape)
+        if there != here:
+            raise UserError(
+                f"{what} is of another network: expected {name} of shape {here}, got {there}; use the options and data "
+                "that it was trained with (config.toml beside it), or train another"
+            )
+
+
+def memory_warning(learner: Learner, source: TaskSource) -> str:
+    """Say where tasks have more to read than a learner's memory has rows.
+
+    Args:
+        learner: any.
+        source: the tasks.
+
+    Returns:
+        A sentence; "" where all fits, or there is no memory of rows.
+    """
+    rows = learner.n_rows if isinstance(learner, Reader) else None
+    steps = source.n_shot * (source.spec.n_outputs if source.spec.kind == "classification" else 1)
+    if rows is None or steps <= rows:
+        return ""
+    what = "steps" if source.spec.kind == "sequence" else "examples"
+    return (
+        f"up to {steps} {what} to be read, and {rows} rows of memory to keep them in: what is more than that is "
+        f"written over something else; train with n_slots={steps}, or expect it to forget"
+    )
 
 
 def resolve(config: RunConfig, spec: Spec) -> RunConfig:

@@ -225,6 +225,8 @@ def typed(value: Any, hint: Any, where: str) -> Any:
         return value
     if origin is tuple:
         return _typed_tuple(value, inner, where)
+    if origin is dict and inner[1] is not Any:
+        return {k: typed(v, inner[1], f"{where}.{k}") for k, v in _of(value, dict, where).items()}
     if origin is typing.Literal:
         if value not in inner or type(value) not in {type(choice) for choice in inner}:
             raise UserError(f"{where}: expected one of {', '.join(map(str, inner))}, got {value!r}")

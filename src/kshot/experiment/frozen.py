@@ -17,6 +17,7 @@ from kshot.data.cache import Decoded, cached
 from kshot.data.features import FeatureSet
 from kshot.data.image_tasks import ImageTasks
 from kshot.data.images import ImageSet
+from kshot.engine.embedding import CentredLearner
 from kshot.evaluation.evaluate import evaluate, evaluating
 from kshot.evaluation.scores import Scores
 from kshot.experiment.build import open_split
@@ -111,7 +112,7 @@ def make_head(name: str, n_features: int, n_way: int, centre: Tensor | None = No
         name: one of ``HEADS``.
         n_features: D.
         n_way: W of the tasks.
-        centre: mean of the training features (D,), for ``simpleshot``.
+        centre: mean of the training features (D,), for the methods that centre by it.
         **options: the method's own.
 
     Returns:
@@ -126,7 +127,7 @@ def make_head(name: str, n_features: int, n_way: int, centre: Tensor | None = No
     with torch.random.fork_rng([]):
         # Classifiers of training classes are made, and not used: they must not touch the generator.
         learner = method(name).learner.from_backbone(Flat((n_features,)), spec, **options)
-    if centre is not None and name == "simpleshot":
+    if centre is not None and isinstance(learner, CentredLearner):
         learner.mean = centre
     return learner.eval()
 
@@ -154,7 +155,7 @@ def score_heads(
         n_query: Q, queries of each class.
         n_episodes: E.
         seed: of the episodes.
-        centre: mean of the training features (D,), for ``simpleshot``.
+        centre: mean of the training features (D,), for the methods that centre by it.
         name: of the data.
         on_head: told each as it is done.
 
@@ -204,7 +205,7 @@ def freeze_run(
         **data_options: the data set's own, in the place of the run's.
 
     Returns:
-        The features, and the centre that ``simpleshot`` needs.
+        The features, and the centre that some methods need.
 
     Raises:
         UserError: the run has no network to embed by, or its data are no images.

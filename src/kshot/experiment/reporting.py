@@ -21,6 +21,8 @@ from kshot.evaluation.report.film import write_film
 from kshot.evaluation.scores import Curve
 from kshot.experiment.build import open_split
 from kshot.experiment.config import RunConfig
+from kshot.experiment.grid import FILE as WAYS_AND_SHOTS
+from kshot.experiment.grid import read_curves
 from kshot.experiment.growing import by_size, sequence_pictures
 from kshot.experiment.run import load_run, run_config
 
@@ -133,6 +135,7 @@ def run_report(run: Path, name: str, look: Look) -> RunReport:
         history=read_history(metrics) if metrics.exists() else None,
         by_shots=_by_shots(config, learner, look, name),
         by_step=_by_step(config, learner, source, look, name),
+        by_way=read_curves(run / WAYS_AND_SHOTS),
         pictures=_pictures(config, learner, source, look),
         command=_command(run, record),
     )

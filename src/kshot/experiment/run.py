@@ -30,7 +30,7 @@ from kshot.engine.train import Progress, Trainer
 from kshot.evaluation.evaluate import evaluate
 from kshot.evaluation.record import Record, record_of
 from kshot.evaluation.scores import Scores, higher_is_better
-from kshot.experiment.build import build_learner, open_split, open_training, resolve
+from kshot.experiment.build import build_learner, check_shapes, memory_warning, open_split, open_training, resolve
 from kshot.experiment.config import RunConfig, differences, load_config, save_config
 from kshot.nn.norm import normalisation_of
 
@@ -131,6 +131,8 @@ def train_run(
     loader = _loader(source, config, fabric)
     config = _claim(out, config, resume, writes=fabric.is_global_zero)
     tell("built", 0, {"config": config, "learner": learner})
+    if warning := memory_warning(learner, source):
+        tell("warning", 0, {"message": warning})
     with _taken(out, new=not resume):
         trainer = Trainer(
             learner,
@@ -234,6 +236,7 @@ def load_weights(learner: Learner, run: Path) -> int:
     """
     checkpoints = Checkpoints(run / "checkpoints")
     tree = load_tree(checkpoints.best) if checkpoints.best.exists() else checkpoints.load_newest()[0]
+    check_shapes(learner, tree.get("learner", {}), f"the checkpoint in {run}")
     try:
         missing, unexpected = learner.load_state_dict(tree["learner"], strict=False)
     except (RuntimeError, KeyError) as error:
@@ -303,6 +306,7 @@ def evaluate_run(
     root: Path | None = None,
     on_progress: Callable[[int, int], None] | None = None,
     on_download: OnProgress | None = None,
+    scorer: Callable[..., Scores] = evaluate,
     **extra: Any,
 ) -> tuple[Learner, TaskSource, Scores, Record]:
     """Evaluate a trained run.
@@ -323,6 +327,7 @@ def evaluate_run(
         root: the data root.
         on_progress: told (done, all) episodes.
         on_download: told of downloads, see ``kshot.data.catalog.open_source``.
+        scorer: called as ``evaluate`` is.
         **extra: more keys of the record.
 
     Returns:
@@ -344,7 +349,7 @@ def evaluate_run(
     source = open_split(config, split, **opening, **shape, **(data_options or {})).to(where)
     config = dataclasses.replace(config, data_options={**config.data_options, **(data_options or {})})
     learner = learner.to(where).eval()
-    scores = evaluate(learner, source, n_episodes=n_episodes, seed=seed, on_progress=on_progress)
+    scores = scorer(learner, source, n_episodes=n_episodes, seed=seed, on_progress=on_progress)
     # Two schemes may split the same classes differently: then a test can hold what was trained on.
     seen = len(set(trained.classes or ()) & set(source.classes or ())) if trained.name == source.name else 0
     extra |= {"classes_seen_in_training": seen} if seen else {}

@@ -90,7 +90,7 @@ def _smoothed(name: str, tone: int, points: Points) -> Series:
 
 
 def score_curves(runs: Runs) -> list[View]:
-    """Draw scores against shots and against inner steps.
+    """Draw scores against shots, against inner steps, and against ways.
 
     Args:
         runs: all runs.
@@ -103,13 +103,16 @@ def score_curves(runs: Runs) -> list[View]:
         known = [(i, run.name, curve) for i, run in enumerate(runs) if (curve := getattr(run, kind)) is not None]
         for metric in wording.unique([curve.metric for *_, curve in known]):
             charts.append(_score_chart([k for k in known if k[2].metric == metric], metric))
+    for shots in sorted({shots for run in runs for shots in run.by_way}):
+        known = [(i, run.name, run.by_way[shots]) for i, run in enumerate(runs) if shots in run.by_way]
+        charts.append(_score_chart(known, known[0][2].metric, f", {shots}-shot"))
     return charts
 
 
-def _score_chart(known: list[tuple[int, str, Curve]], metric: str) -> View:
+def _score_chart(known: list[tuple[int, str, Curve]], metric: str, of_what: str = "") -> View:
     along, share = known[0][2].along, wording.is_share(metric)
     xs = sorted({x for *_, curve in known for x in curve.x})
-    spread = along == "shots" and xs[0] > 0 and xs[-1] / xs[0] >= 8
+    spread = along in ("shots", "ways") and xs[0] > 0 and xs[-1] / xs[0] >= 8
     series = [
         Series(
             name,
@@ -121,7 +124,7 @@ def _score_chart(known: list[tuple[int, str, Curve]], metric: str) -> View:
         for tone, name, curve in known
     ]
     name = wording.metric_name(metric)
-    text = f"{name.capitalize()} against {along}"
+    text = f"{name.capitalize()} against {along}{of_what}"
     chart = line_chart(
         series,
         x_label="shots per class" if along == "shots" and share else along,

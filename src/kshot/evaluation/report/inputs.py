@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from kshot.evaluation.history import History
@@ -25,6 +25,7 @@ class RunReport:
         by_step: its score against inner steps.
         pictures: what ``gather`` returned.
         command: the command that repeats it.
+        by_way: its score against ways, for some numbers of shots.
     """
 
     name: str
@@ -35,6 +36,7 @@ class RunReport:
     by_step: Curve | None = None
     pictures: Pictures | None = None
     command: str = ""
+    by_way: Mapping[int, Curve] = field(default_factory=dict)
 
     @property
     def known_scores(self) -> Scores | None:

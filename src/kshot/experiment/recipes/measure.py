@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from kshot.core import Learner
+from kshot.data.challenge import N_RUNS
+from kshot.data.source import TaskSource
 from kshot.evaluation.history import read_history
 from kshot.evaluation.record import Record
-from kshot.evaluation.statistics import mean_ci95
+from kshot.evaluation.scores import Scores
+from kshot.evaluation.statistics import mean_ci95, over_seeds
+from kshot.experiment.embedded import evaluate_embedded
+from kshot.experiment.ensemble import Ensemble, with_views
 from kshot.experiment.instances import by_instance, told
 from kshot.experiment.recipes.recipe import Row
-from kshot.experiment.run import evaluate_run, run_config
+from kshot.experiment.recipes.standing import measure_head
+from kshot.experiment.run import evaluate_run, load_run, run_config
 
 #: Examples of each class in a sequence, as in the paper of MANN.
 N_INSTANCES = 10
@@ -51,33 +59,57 @@ class Milestone:
         return {**asdict(self), "mean": self.mean if math.isfinite(self.mean) else None}
 
 
-def measure(row: Row, run: Path, root: Path | None) -> Record | Milestone:
-    """Measure one row of one training.
+def measure(row: Row, runs: Sequence[Path], root: Path | None) -> Record | Milestone:
+    """Measure one row of one training, or of several that answer together.
 
     Args:
         row: what is asked.
-        run: the run folder.
+        runs: the run folder; several for a row "together".
         root: the data root.
 
     Returns:
         The record of a test; or, for a row "until" a bound, when its validation met it. Of a row with "excess" the
         number is what it costs more than the best possible answers, each sequence beside itself; of a row with
-        "instance", accuracy at that example of a class, of ten.
+        "instance", accuracy at that example of a class, of ten. On the challenge of Omniglot the interval is one over
+        its 20 runs.
     """
-    test = dict(row.test)
+    test, run = dict(row.test), runs[0]
+    if "head" in test:
+        return measure_head(row, run, root)
     steps, until, excess, instance = (test.pop(name, None) for name in ("steps", "until", "excess", "instance"))
     if until is not None:
         return milestone(run, until)
     if instance is not None:
         return _at_instance(instance, test, run, root)
     options = {"n_inner_steps_eval": steps} if steps else None
-    _, _, scores, record = evaluate_run(run, options=options, root=root, **test)
-    if not excess:
-        return record
+    scorer = _scorer(test.pop("views", 1), runs if test.pop("together", False) else (), root)
+    _, source, scores, record = evaluate_run(run, options=options, root=root, scorer=scorer, **test)
+    if source.n_fixed is not None:
+        return _over_runs(record, scores)
+    return _over_the_best(record, scores) if excess else record
+
+
+def _over_the_best(record: Record, scores: Scores) -> Record:
     over = scores.per_episode[scores.metric] - scores.per_episode[f"optimal_{scores.metric}"]
     found = mean_ci95(over)
     kept = {k: v for k, v in record.extra.items() if k != "per_episode"} | {scores.metric: record.mean}
     return replace(record, metric=f"excess_{scores.metric}", mean=found.mean, ci95=found.ci95, extra=kept)
+
+
+def _over_runs(record: Record, scores: Scores) -> Record:
+    # Trials of one run share their 20 characters, so that runs are what is independent.
+    each = scores.per_episode[scores.metric].view(N_RUNS, -1).mean(1)
+    kept = {**record.extra, "interval": f"over {N_RUNS} runs", "per_run": [round(v, 4) for v in each.tolist()]}
+    return replace(record, ci95=over_seeds(each).ci95, extra=kept)
+
+
+def _scorer(n_views: int, runs: Sequence[Path], root: Path | None) -> Callable[..., Scores]:
+    def score(learner: Learner, source: TaskSource, **asked: Any) -> Scores:
+        members = [learner, *(load_run(run, root=root)[1] for run in runs[1:])]
+        looking = [with_views(member, n_views) for member in members]
+        return evaluate_embedded(Ensemble(looking) if len(looking) > 1 else looking[0], source, **asked)
+
+    return score
 
 
 def _at_instance(instance: int, test: dict[str, Any], run: Path, root: Path | None) -> Record:

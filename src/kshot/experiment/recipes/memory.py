@@ -126,7 +126,7 @@ _NGRAMS = _Task(
     ),
     "The best possible is the estimator of the paper's Eq. 10, on the same sequences.",
 )
-_SORT = _Task("priority sort", 60_000, 2000, (Row("16 highest of 20", None, 25.0, "", {"n_episodes": 200}),))
+_SORT = _Task("priority sort", 400_000, 10_000, (Row("16 highest of 20", None, 25.0, "", {"n_episodes": 200}),))
 
 
 def _recipe(name: str, algorithm: str, data: str, task: _Task, rate: float, options: dict[str, Any]) -> Recipe:
@@ -182,7 +182,7 @@ _MANN = Recipe(
             outer_lr=1e-3,
             schedule="cosine",
             clip_norm=10.0,
-            batching="native",
+            batching="fused",
             validate_every=500,
             checkpoint_every=250,
         ),
@@ -247,6 +247,6 @@ RECIPES = (
     ),
     _ntm("ntm-ngrams", "ngrams", _NGRAMS, 3e-5, **_LSTM),
     _ntm("ntm-ngrams-ff", "ngrams", _NGRAMS, 3e-5, **_FF),
-    _ntm("ntm-priority-sort", "priority_sort", _SORT, 3e-5, controller="lstm", n_hidden=100, n_heads=5),
+    _ntm("ntm-priority-sort", "priority_sort", _SORT, 1e-4, controller="lstm", n_hidden=100, n_layers=2, n_heads=5),
     _ntm("ntm-priority-sort-ff", "priority_sort", _SORT, 3e-5, controller="feedforward", n_hidden=512, n_heads=8),
 )

@@ -19,7 +19,9 @@ class Row:
         least: the least that we ask of ourselves; None for a number that stands beside it.
         source: where the published number was read.
         test: how ``evaluate_run`` is called, beside what ``kshot.experiment.recipes.measure`` knows: "steps" (inner
-            ones), "until" (a validation), "excess" (over the best possible) or "instance" (of a class).
+            ones), "until" (a validation), "excess" (over the best possible), "instance" (of a class), "head" (another
+            method on the network of the run), "views" (of each image) or "together" (the runs of all seeds answer as
+            one).
         over_seeds: what stands for several trainings: their mean, their median, or the largest number.
     """
 
@@ -41,6 +43,7 @@ class Recipe:
         config: the settings of training.
         rows: the numbers.
         protocol: what one must know to compare: who sees what, and what differs from the paper.
+        stands_on: name of the recipe whose runs it tests, with the same settings of training; its own if empty.
     """
 
     name: str
@@ -48,6 +51,7 @@ class Recipe:
     config: RunConfig
     rows: tuple[Row, ...]
     protocol: str
+    stands_on: str = ""
 
 
 def verdict(row: Row, metric: str, mean: float) -> bool | None:

@@ -12,13 +12,14 @@ from typing import Any
 
 from lightning_fabric import Fabric
 
-from kshot.core import UserError
+from kshot.core import UserError, method
 from kshot.core.files import write_atomically
 from kshot.evaluation.record import Record
 from kshot.evaluation.statistics import over_seeds
 from kshot.experiment.config import RunConfig
 from kshot.experiment.recipes.measure import Milestone, measure
 from kshot.experiment.recipes.recipe import Recipe, Row, verdict
+from kshot.experiment.recipes.standing import measure_untrained
 from kshot.experiment.run import OnEvent, train_run
 
 SCHEMA = 1
@@ -54,31 +55,49 @@ def reproduce(
     Returns:
         The result as a JSON object: rows with published, least, measured and verdict.
 
-    Raises:
-        UserError: training was interrupted; the same command goes on.
     """
-    seconds, measured = [], []
-    for seed in seeds:
+    learns = method(found.config.algorithm).learner.trained_on != "nothing"
+    home = out.parent / found.stands_on if found.stands_on else out
+    runs, seconds = [], []
+    measured: list[list[Record | Milestone]] = [[] for _ in found.rows]
+    for seed in seeds if learns else ():
+        runs.append(home / f"seed-{seed}")
         config = _config(found, seed, steps, threads)
-        folder = out / f"seed-{seed}"
-        resume = (folder / "config.toml").exists()
-        outcome = train_run(config, folder, resume=resume, root=root, fabric=fabric, on_event=on_event)
-        if outcome.progress.stopped == "interrupted":
-            raise UserError(f"interrupted at step {outcome.progress.step}; give the same command again to go on")
-        seconds.append(round(outcome.progress.seconds, 1))
-        measured.append([_told(row, measure(row, folder, root), on_row) for row in found.rows])
-    flags = "".join(f" {seed}" for seed in seeds) + (f" --steps {steps}" if steps else "")
+        seconds.append(_train(config, runs[-1], root=root, fabric=fabric, on_event=on_event))
+        for row, records in zip(found.rows, measured, strict=True):
+            if "together" not in row.test:
+                records.append(_told(row, measure(row, runs[-1:], root), on_row))
+    for row, records in zip(found.rows, measured, strict=True):
+        if not records:
+            of_all = measure(row, runs, root) if runs else measure_untrained(row, found.config, root)
+            records.append(_told(row, of_all, on_row))
+    flags = f" --seeds{''.join(f' {seed}' for seed in seeds)}" if learns else ""
     return {
         "schema": SCHEMA,
         "recipe": found.name,
         "paper": found.paper,
         "protocol": found.protocol,
-        "command": f"kshot reproduce {found.name} --seeds{flags}",
-        "seeds": list(seeds),
-        "steps": steps or found.config.train.steps,
+        "command": f"kshot reproduce {found.name}{flags}" + (f" --steps {steps}" if steps else ""),
+        "seeds": list(seeds) if learns else [],
+        "steps": (steps or found.config.train.steps) if learns else 0,
         "train_seconds": seconds,
-        "rows": [_row(row, [records[i] for records in measured]) for i, row in enumerate(found.rows)],
+        "rows": [_row(row, records) for row, records in zip(found.rows, measured, strict=True)],
     }
+
+
+def _train(config: RunConfig, folder: Path, **opening: Any) -> float:
+    """Train, or go on, or find it trained.
+
+    Returns:
+        Seconds of training.
+
+    Raises:
+        UserError: training was interrupted; the same command goes on.
+    """
+    outcome = train_run(config, folder, resume=(folder / "config.toml").exists(), **opening)
+    if outcome.progress.stopped == "interrupted":
+        raise UserError(f"interrupted at step {outcome.progress.step}; give the same command again to go on")
+    return round(outcome.progress.seconds, 1)
 
 
 def _config(found: Recipe, seed: int, steps: int | None, threads: int) -> RunConfig:

@@ -1,0 +1,90 @@
+"""Several trained learners that answer together, and one that looks at each image several times."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from kshot.core import Learner, Split, Tree, UserError
+from kshot.nn.views import Views
+
+
+class Ensemble(Learner):
+    """Answers with the mean of its members' log-probabilities.
+
+    Args:
+        members: learners of the same tasks, trained apart.
+
+    Raises:
+        UserError: there are none.
+    """
+
+    def __init__(self, members: Sequence[Learner]) -> None:
+        super().__init__()
+        if not members:
+            raise UserError("expected at least one learner to answer, got none")
+        self.members = nn.ModuleList(members)
+        self.spec = members[0].spec
+
+    @property
+    def transductive(self) -> bool:
+        """True if a member is."""
+        return any(member.transductive for member in self.learners())
+
+    def adapt(self, support: Split) -> list[Tree]:
+        """Let each member learn the task.
+
+        Args:
+            support: its support set.
+
+        Returns:
+            A state for each.
+        """
+        return [member.adapt(support) for member in self.learners()]
+
+    def predict(self, state: list[Tree], x: Tree) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Average what the members answer.
+
+        Args:
+            state: from ``adapt``.
+            x: inputs (Q, ...).
+
+        Returns:
+            Logits (Q, W).
+        """
+        told = [m.predict(s, x).log_softmax(-1) for m, s in zip(self.learners(), state, strict=True)]
+        return torch.stack(told).mean(0)
+
+    def learners(self) -> list[Learner]:
+        """List the members.
+
+        Returns:
+            The learners.
+        """
+        return [member for member in self.members if isinstance(member, Learner)]
+
+
+def with_views(learner: Learner, n_views: int) -> Learner:
+    """Copy a learner, so that its network looks at each image several times.
+
+    Args:
+        learner: one with a ``backbone``.
+        n_views: see ``kshot.nn.views``.
+
+    Returns:
+        The copy; the learner itself for one view.
+
+    Raises:
+        UserError: it has no network of that name.
+    """
+    if n_views == 1:
+        return learner
+    backbone = getattr(learner, "backbone", None)
+    if not isinstance(backbone, nn.Module):
+        raise UserError(f"expected a learner with a backbone for several views, got {type(learner).__name__}")
+    twin = copy.copy(learner)
+    twin._modules = {**learner._modules, "backbone": Views(backbone, n_views)}
+    return twin

@@ -1,0 +1,189 @@
+"""The one table of Omniglot: every method on the split of Matching Networks, 5- and 20-way, 1- and 5-shot.
+
+Each method is trained once, in the setting that its paper prefers, for about a quarter of an hour of one processor;
+those that need no training of their own stand on the run of ``baseline``. All rows of one setting see the same tasks.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import kshot.algorithms  # noqa: F401  (registers the methods, whose papers are named here)
+from kshot.core import method
+from kshot.engine.config import TrainConfig
+from kshot.experiment.config import BackboneConfig, EvalConfig, RunConfig, TaskConfig
+from kshot.experiment.recipes.recipe import Recipe, Row
+
+#: Ways and shots of the table.
+SETTINGS = ((5, 1), (5, 5), (20, 1), (20, 5))
+
+_SNAIL = "Mishra et al. 2018, arXiv:1707.03141, Table 1"
+_REPTILE = "Nichol et al. 2018, arXiv:1803.02999, as quoted by others"
+_MAMLPP = "Antoniou et al. 2019, arXiv:1810.09502, first version, as quoted by others"
+_FROM_MEMORY = "its paper, from memory"
+_BUDGET = (
+    "About a quarter of an hour of one processor, far less than the paper's training; the rate falls to zero by a "
+    "cosine."
+)
+_FAIR = "Inductive (running statistics). One training for all rows, rotations as new classes. " + _BUDGET
+_BATCH = (
+    "Transductive rows normalise the queries by their own batch, as in the authors' code; the inductive ones are the "
+    "same weights under the statistics of the support. " + _BUDGET
+)
+
+
+def rows(
+    published: tuple[float | None, ...] = (), source: str = "", *, n_way: int = 0, name: str = "", **test: Any
+) -> tuple[Row, ...]:
+    """Make the rows of one method.
+
+    Args:
+        published: its paper's numbers in the order of ``SETTINGS``; none if empty.
+        source: where they were read.
+        n_way: the only ways that the method can do; all of ``SETTINGS`` if 0.
+        name: added to each row's name.
+        **test: more of ``Row.test``.
+
+    Returns:
+        A row for each setting.
+    """
+    asked = []
+    for (w, k), number in zip(SETTINGS, published or (None,) * len(SETTINGS), strict=True):
+        if n_way in (0, w):
+            found = {"n_way": w, "n_shot": k, "n_query": 15, "n_episodes": 1000, **test}
+            asked.append(Row(f"{w}-way {k}-shot{name}", number, None, source if number is not None else "", found))
+    return tuple(asked)
+
+
+Task = tuple[int, int, int, int]
+
+
+def _trained(name: str, task: Task, steps: int, asked: tuple[Row, ...], protocol: str, **more: Any) -> Recipe:
+    n_way, n_shot, n_query, n_tasks = task
+    train = {"schedule": "cosine", "validate_every": steps // 10, "checkpoint_every": steps // 20}
+    recipe = more.pop("recipe", f"{name}-omniglot")
+    config = RunConfig(
+        name,
+        "omniglot",
+        task=TaskConfig(n_way, n_shot, n_query, n_tasks),
+        evaluation=EvalConfig(
+            eval_n_way=more.pop("val_way", 20), eval_n_shot=1, eval_n_query=5, eval_episodes=0, val_episodes=100
+        ),
+        network=BackboneConfig(**more.pop("network", {})),
+        train=TrainConfig(steps=steps, **train | more.pop("train", {})),
+        options=more,
+    )
+    return Recipe(recipe, method(name).paper, config, asked, f"{protocol} Trained at {n_way}-way {n_shot}-shot.")
+
+
+def _metric(name: str, task: Task, steps: int, *known: Any, **more: Any) -> Recipe:
+    return _trained(name, task, steps, rows(*known), _FAIR, **more)
+
+
+def _gradient(name: str, task: Task, steps: int, *known: Any, **more: Any) -> Recipe:
+    only = 0 if method(name).learner.any_way else task[0]
+    asked = rows(*known, n_way=only, name=", transductive")
+    asked += rows(n_way=only, name=", inductive (statistics of the support)", normalisation="support")
+    more = {"network": {"downsample": "stride"}, "val_way": task[0], **more}
+    return _trained(name, task, steps, asked, _BATCH, **more)
+
+
+def _reader(name: str, steps: int) -> Recipe:
+    # Heads of a fixed number of classes, which read the support one after the other or all at once.
+    protocol = f"{_FAIR} Its head has five outputs, so that 20-way rows are absent."
+    return _trained(name, (5, 1, 5, 4), steps, rows(n_way=5), protocol, val_way=5, train={"clip_norm": 10.0})
+
+
+_CLASSIFIER = (8, 1, 15, 1)
+_BASELINE = _metric("baseline", _CLASSIFIER, 13_000)
+_ON_BASELINE = (
+    "The network of `baseline-omniglot`, trained as a plain classifier of all training classes, and left as it is. "
+    "Transductive methods answer all queries of a task together: 75 or 300 of them, as many of each class."
+)
+#: Methods that learn nothing over tasks, on frozen features; and those that change the network within a task, which
+#: takes hundreds of times as long, so that they get fewer tasks.
+_HEADS = ("simpleshot", "linear_probe", "bd_cspn", "tim", "laplacianshot", "pt_map")
+_WHOLE = ("finetune", "transductive_finetuning")
+
+
+def _frozen(name: str, heads: tuple[str, ...], n_episodes: int, protocol: str) -> Recipe:
+    asked = [
+        dataclasses.replace(row, name=f"{head}, {row.name}")
+        for head in heads
+        for row in rows(head=head, n_episodes=n_episodes)
+    ]
+    return Recipe(
+        name,
+        "the page of each method names its paper",
+        _BASELINE.config,
+        tuple(asked),
+        protocol,
+        stands_on=_BASELINE.name,
+    )
+
+
+def _untrained(name: str, asked: tuple[Row, ...], protocol: str) -> Recipe:
+    return Recipe(f"{name}-omniglot", method(name).paper, RunConfig(name, "omniglot"), asked, protocol)
+
+
+RECIPES = (
+    _BASELINE,
+    _metric("baselinepp", _CLASSIFIER, 13_000),
+    _frozen("heads-omniglot", _HEADS, 1000, _ON_BASELINE),
+    _frozen("finetune-omniglot", _WHOLE, 100, f"{_ON_BASELINE} But here all of it is trained on within each task."),
+    _metric("matching", (20, 1, 5, 1), 10_000, (0.981, 0.989, 0.938, 0.985), _SNAIL),
+    _metric("matching", (20, 1, 5, 1), 10_000, recipe="matching-fce-omniglot", fce=True),
+    _metric(
+        "relation",
+        (5, 1, 19, 1),
+        2_000,
+        (0.996, 0.998, 0.976, 0.991),
+        _FROM_MEMORY,
+        network={"downsample": "first2"},
+    ),
+    _metric("gaussian_protonet", (60, 1, 5, 1), 3_500),
+    _metric("feat", (20, 1, 5, 1), 10_000),
+    _trained(
+        "deepemd",
+        (5, 1, 5, 1),
+        5_000,
+        rows(n_episodes=100),
+        f"{_FAIR} 100 episodes: each pair of images is a problem of transport.",
+        network={"downsample": "first2"},
+    ),
+    _metric("r2d2", (20, 1, 5, 1), 10_000),
+    _metric("lrd2", (5, 1, 15, 1), 13_000),
+    _metric("metaoptnet", (5, 5, 6, 1), 14_000),
+    _metric("dkt", (5, 1, 15, 1), 13_000),
+    _untrained("nearest", rows(), "Pixels; nothing is trained."),
+    _untrained(
+        "hausdorff",
+        rows(n_query=1, n_episodes=200),
+        "Points of ink; nothing is trained. 200 episodes, 1 query a class.",
+    ),
+    _gradient(
+        "maml", (5, 1, 1, 16), 6_500, (0.983, 0.992, None, None), _REPTILE, recipe="fomaml-omniglot", first_order=True
+    ),
+    _gradient("anil", (5, 1, 1, 32), 4_000),
+    _gradient("boil", (5, 1, 1, 16), 3_000),
+    _gradient("metasgd", (5, 1, 1, 16), 3_500),
+    _gradient("metacurvature", (5, 1, 1, 16), 2_300),
+    _gradient("mamlpp", (5, 1, 1, 4), 2_200, (0.9947, 0.9985, None, None), _MAMLPP, multi_step_steps=1_000),
+    _gradient("imaml", (5, 1, 1, 4), 1_200),
+    _gradient("cavia", (5, 1, 5, 8), 4_500),
+    _gradient("protomaml", (5, 1, 5, 2), 6_000),
+    _gradient(
+        "reptile",
+        (5, 10, 5, 5),
+        3_000,
+        (0.9768, 0.9948, None, None),
+        _REPTILE,
+        train={"optimiser": "sgd", "momentum": 0.0, "outer_lr": 1.0},
+    ),
+    _reader("cnp", 12_000),
+    _reader("transformer", 9_000),
+    _reader("lstm", 2_500),
+    _reader("ntm", 2_000),
+    _reader("dnc", 2_000),
+)

@@ -1,0 +1,256 @@
+"""Tables made from committed results: nothing in them is typed by hand, and what has no result is listed as such."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from kshot.core import UserError
+from kshot.core.files import write_atomically
+from kshot.core.registry import unknown
+from kshot.experiment.recipes.challenge import PUBLISHED, trained_on
+from kshot.experiment.recipes.listing import listing
+from kshot.experiment.recipes.omniglot import SETTINGS
+from kshot.experiment.recipes.recipe import Recipe
+
+Results = Mapping[str, dict[str, Any]]
+Recipes = Mapping[str, Recipe]
+
+#: Tasks behind a number, and queries of a class, unless a line says otherwise.
+_TASKS, _QUERIES = 1000, 15
+#: Options that make one method another line.
+_VARIANTS = {"first_order": "first order", "fce": "full context"}
+
+
+class _Line(NamedTuple):
+    """What belongs together in the table of Omniglot: one training, one method on it, one kind of inference."""
+
+    recipe: str
+    algorithm: str
+    transductive: bool
+    variant: str
+    n_episodes: int
+
+
+def read_results(folder: Path) -> dict[str, dict[str, Any]]:
+    """Read the results of recipes.
+
+    Args:
+        folder: of JSON files, as ``kshot reproduce --record`` writes them.
+
+    Returns:
+        Recipe -> result; files that are none of a recipe are left aside.
+
+    Raises:
+        UserError: there is no such folder, or a file is damaged.
+    """
+    if not folder.is_dir():
+        raise UserError(
+            f"expected a folder of results at {folder}; write some by: kshot reproduce NAME --record FOLDER"
+        )
+    found = {}
+    for path in sorted(folder.glob("*.json")):
+        try:
+            result = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+            raise UserError(f"{path} cannot be read as a result ({error}); make it again by kshot reproduce") from error
+        if isinstance(result, dict) and "recipe" in result and "rows" in result:
+            found[result["recipe"]] = result
+    return found
+
+
+def omniglot_table(results: Results, known: Recipes) -> str:
+    """Make the table of all methods on Omniglot's split of Matching Networks.
+
+    Args:
+        results: recipe -> result.
+        known: the recipes.
+
+    Returns:
+        Markdown: a line for each training, method and kind of inference; sources; recipes without a result.
+    """
+    asked = [name for name, recipe in known.items() if _belongs(recipe)]
+    lines: dict[_Line, dict[tuple[int, int], dict[str, Any]]] = {}
+    for name in asked:
+        for row in results.get(name, {}).get("rows", ()):
+            _place(lines, name, row)
+    heads = [f"{w}-way {k}-shot" for w, k in SETTINGS]
+    made = [_row(["method", "inference", *heads, "seeds", "trained"]), _row(["---"] * (4 + len(heads)))]
+    made += [_omniglot_line(line, cells, results[line.recipe], known[line.recipe]) for line, cells in lines.items()]
+    made += ["", "Accuracy in % with the 95% interval; in brackets what was published. " + _SAME]
+    sources = sorted({row["source"] for cells in lines.values() for row in cells.values() if row["source"]})
+    made += [f"Published: {'; '.join(sources)}."] if sources else []
+    return "\n".join(made + _missing(asked, results)) + "\n"
+
+
+_SAME = (
+    f"Every number is over the same {_TASKS:,} tasks of its setting, {_QUERIES} queries a class, unless the line says "
+    "otherwise; the interval is one over tasks, or over seeds where that is larger. Papers differ from this in "
+    "queries, tasks and length of training: the record of each recipe says how."
+)
+
+
+def _belongs(recipe: Recipe) -> bool:
+    tests = [row.test for row in recipe.rows]
+    return (
+        recipe.config.data == "omniglot" and not recipe.config.data_options and not any("instance" in t for t in tests)
+    )
+
+
+def _place(lines: dict[_Line, dict[tuple[int, int], dict[str, Any]]], recipe: str, row: dict[str, Any]) -> None:
+    first = row["records"][0]
+    setting = (first["n_way"], first["n_shot"])
+    if setting not in SETTINGS or first["data"] != "omniglot":
+        return
+    variant = ", ".join(text for name, text in _VARIANTS.items() if first.get("options", {}).get(name))
+    line = _Line(recipe, first["algorithm"], first["transductive"], variant, first["n_episodes"])
+    cells = lines.setdefault(line, {})
+    held = cells.get(setting)
+    # Of two rows of one setting, the one with the usual number of queries.
+    kept = row if held is None or first["n_query"] == _QUERIES else held
+    # A paper's number belongs to its setting, whichever of the rows carries it.
+    known = next((r for r in (row, held) if r is not None and r["published"] is not None), kept)
+    cells[setting] = {**kept, "published": known["published"], "source": known["source"]}
+
+
+def _omniglot_line(
+    line: _Line, cells: dict[tuple[int, int], dict[str, Any]], result: dict[str, Any], recipe: Recipe
+) -> str:
+    name = f"[`{line.algorithm}`](methods/{line.algorithm}.md)"
+    remarks = [line.variant] if line.variant else []
+    remarks += [f"{line.n_episodes} tasks"] if line.n_episodes != _TASKS else []
+    queries = {row["records"][0]["n_query"] for row in cells.values()}
+    remarks += [f"queries: {n} a class" for n in queries if queries != {_QUERIES} and len(queries) == 1]
+    inference = "**transductive**" if line.transductive else "inductive"
+    numbers = [_cell(cells[s]) if s in cells else "" for s in SETTINGS]
+    trained = f"as `{recipe.config.algorithm}`" if recipe.stands_on else _minutes(result)
+    seeds = str(len(result["seeds"])) if result["seeds"] else ""
+    return _row([", ".join([name, *remarks]), inference, *numbers, seeds, trained])
+
+
+def _cell(row: dict[str, Any]) -> str:
+    known = "" if row["published"] is None else f" ({100 * row['published']:.1f})"
+    return f"{100 * row['mean']:.2f} ± {_wide(row):.2f}{known}"
+
+
+def _wide(row: dict[str, Any]) -> float:
+    return 100 * max(row["ci95_episodes"], row["ci95_seeds"] or 0.0)
+
+
+def _minutes(result: dict[str, Any]) -> str:
+    seconds = result["train_seconds"]
+    return f"{sum(seconds) / len(seconds) / 60:.0f} min" if seconds else "nothing"
+
+
+def _missing(asked: list[str], results: Results) -> list[str]:
+    missing = [name for name in asked if name not in results]
+    return ["", f"Without a record yet: {', '.join(f'`{name}`' for name in missing)}."] if missing else []
+
+
+def challenge_table(results: Results, known: Recipes) -> str:
+    """Make the table of the original challenge, with what others reached.
+
+    Args:
+        results: recipe -> result.
+        known: the recipes.
+
+    Returns:
+        Markdown: published lines, ours, and recipes without a result.
+    """
+    asked = [name for name, recipe in known.items() if any(_is_challenge(row.test) for row in recipe.rows)]
+    made = [_row(["who", "trained on", "error, %", "seeds", "trained"]), _row(["---"] * 5)]
+    made += [_row([who, on, f"{error:.1f}", "", ""]) for who, on, error in PUBLISHED]
+    for name in asked:
+        rows = results.get(name, {}).get("rows", ())
+        ours = [row for row in rows if row["records"][0]["data"] == "omniglot_challenge"]
+        made += [_challenge_line(known[name], row, results[name]) for row in ours]
+    made += ["", "Error in % with the 95% interval over the 20 runs, or over seeds where that is larger. " + _MEMORY]
+    return "\n".join(made + _missing(asked, results)) + "\n"
+
+
+_MEMORY = "Lines without an interval are published ones (Lake et al. 2019, arXiv:1902.03477, Table 1), from memory."
+
+
+def _is_challenge(test: Mapping[str, Any]) -> bool:
+    return test.get("data") == "omniglot_challenge"
+
+
+def _challenge_line(recipe: Recipe, row: dict[str, Any], result: dict[str, Any]) -> str:
+    what = row["name"].removeprefix("challenge").lstrip(", ")
+    who = f"`{recipe.name}`" + (f", {what}" if what else "")
+    error = f"{100 * (1 - row['mean']):.2f} ± {_wide(row):.2f}"
+    return _row([who, trained_on(recipe.config), error, str(len(result["seeds"])), _minutes(result)])
+
+
+def _row(cells: list[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+TABLES: dict[str, Callable[[Results, Recipes], str]] = {
+    "omniglot": omniglot_table,
+    "challenge": challenge_table,
+    "sinusoid": partial(listing, data=("sinusoid",)),
+    "sequences": partial(listing, data=("copy", "repeat_copy", "associative_recall", "ngrams", "priority_sort")),
+}
+
+
+def table(name: str, folder: Path, known: Recipes) -> str:
+    """Make one of the tables.
+
+    Args:
+        name: of ``TABLES``.
+        folder: of the results.
+        known: the recipes.
+
+    Returns:
+        Markdown.
+
+    Raises:
+        UserError: there is no such table.
+    """
+    if name not in TABLES:
+        raise UserError(unknown("table", name, list(TABLES)))
+    return TABLES[name](read_results(folder), known)
+
+
+def between_marks(page: str, name: str, text: str) -> str:
+    """Put a table in the place that a page keeps for it.
+
+    Args:
+        page: Markdown with the lines ``<!-- table NAME -->`` and ``<!-- /table NAME -->``.
+        name: of the table.
+        text: the table.
+
+    Returns:
+        The page.
+
+    Raises:
+        UserError: the page has no such place.
+    """
+    first, last = f"<!-- table {name} -->\n", f"<!-- /table {name} -->"
+    before, opened, rest = page.partition(first)
+    _, closed, after = rest.partition(last)
+    if not opened or not closed:
+        raise UserError(f"expected the lines {first.strip()} and {last} in the page; add them where the table shall be")
+    return f"{before}{first}{text}{last}{after}"
+
+
+def write_page(path: Path, name: str, text: str) -> None:
+    """Put a table into a file.
+
+    Args:
+        path: the page.
+        name: of the table.
+        text: the table.
+
+    Raises:
+        UserError: the page is not there or has no place for the table.
+    """
+    try:
+        page = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read {path}: {error}; name a page with a place for the table") from error
+    write_atomically(path, between_marks(page, name, text).encode())

@@ -1,0 +1,130 @@
+"""Recipes of the tables: their settings fit the methods, and rows without a training of their own are measured."""
+
+import dataclasses
+import itertools
+
+import pytest
+import torch
+
+from kshot.core import Spec, methods
+from kshot.data.catalog import dataset
+from kshot.engine.train import TrainConfig
+from kshot.evaluation.scores import Scores
+from kshot.evaluation.statistics import over_seeds
+from kshot.experiment.build import resolve
+from kshot.experiment.config import BackboneConfig, EvalConfig, RunConfig, TaskConfig, typed
+from kshot.experiment.recipes import Recipe, Row, recipes, reproduce
+from kshot.experiment.recipes import measure as measuring
+from kshot.experiment.recipes.challenge import RECIPES as CHALLENGE
+from kshot.experiment.recipes.omniglot import RECIPES, SETTINGS, rows
+
+ALL = (*RECIPES, *CHALLENGE)
+
+
+def test_every_classifier_has_a_line_in_the_table():
+    covered = {row.test.get("head", r.config.algorithm) for r in recipes().values() for row in r.rows}
+    assert not {name for name, m in methods().items() if "classification" in m.learner.kinds} - covered - {"snail"}
+
+
+@pytest.mark.parametrize("found", ALL, ids=lambda r: r.name)
+def test_settings_fit_the_method_and_the_data(found):
+    known = dataset(found.config.data).options
+    for name, value in found.config.data_options.items():
+        typed(value, known[name].annotation, name)
+    learner = methods()[found.config.algorithm].learner
+    way = 4112 if learner.trained_on == "classes" else found.config.task.n_way
+    resolve(found.config, Spec("classification", (1, 28, 28), way))
+    for row in found.rows:
+        same_way = row.test.get("n_way", way) == found.config.task.n_way
+        assert learner.any_way or same_way, f"{row.name}: {found.name} cannot be tested there"
+
+
+def test_a_recipe_that_stands_on_another_has_its_settings():
+    known = recipes()
+    standing = [r for r in known.values() if r.stands_on]
+    assert {r.name for r in standing} == {"heads-omniglot", "finetune-omniglot"}
+    for found in standing:
+        assert found.config == known[found.stands_on].config
+
+
+def test_rows_of_one_setting_see_the_same_tasks():
+    tests = {(row.test["n_way"], row.test["n_shot"]): row.test for row in rows()}
+    assert tuple(tests) == SETTINGS
+    assert all((t["n_query"], t["n_episodes"]) == (15, 1000) for t in tests.values())
+    assert [row.test["n_way"] for row in rows((0.1, None, 0.3, 0.4), "s", n_way=5)] == [5, 5]
+
+
+def test_the_ladder_changes_one_thing_at_a_time():
+    steps = {r.name.rpartition("-")[2]: r.config for r in CHALLENGE if r.name.startswith("challenge-small1")}
+    final = steps["small1"].data_options
+    ladder = [steps[name].data_options for name in ("plain", "rotations", "within", "apart")] + [final]
+    for before, after in itertools.pairwise(ladder):
+        assert len([k for k in final if before[k] != after[k]]) == 1
+    assert steps["wide"] == dataclasses.replace(steps["small1"], network=BackboneConfig(n_filters=128))
+    assert all(c.data_options["trainval"] and not c.train.validate_every for c in steps.values())
+
+
+@pytest.fixture(scope="module")
+def base() -> RunConfig:
+    return RunConfig(
+        "baseline",
+        "glyphs",
+        task=TaskConfig(5, 1, 2, 1),
+        evaluation=EvalConfig(eval_episodes=0, val_episodes=2),
+        network=BackboneConfig(n_filters=4),
+        train=TrainConfig(steps=2, validate_every=0, batching="loop"),
+    )
+
+
+def _glyph_row(name: str, **test: object) -> Row:
+    return Row(name, None, None, "", {"n_way": 3, "n_shot": 1, "n_query": 2, "n_episodes": 6, **test})
+
+
+def test_heads_stand_on_the_run_of_another_recipe(base, tmp_path):
+    asked = tuple(_glyph_row(head, head=head) for head in ("simpleshot", "tim", "finetune"))
+    found = Recipe("heads", "nobody", base, asked, "none", stands_on="whole")
+    reproduce(Recipe("whole", "nobody", base, (_glyph_row("whole"),), "none"), tmp_path / "whole")
+    steps = []
+    result = reproduce(found, tmp_path / "heads", on_event=lambda name, step, values: steps.append(name == "step"))
+    assert not any(steps), "the other recipe's run is taken as it is"
+    assert not (tmp_path / "heads").exists()
+    records = [row["records"][0] for row in result["rows"]]
+    assert [r["algorithm"] for r in records] == ["simpleshot", "tim", "finetune"]
+    assert [r["transductive"] for r in records] == [False, True, False]
+    assert {r["normalisation"] for r in records} == {"running"}
+    assert {r["trained_as"] for r in records} == {"baseline"}
+    assert len({r["episodes_sha256"] for r in records}) == 1, "features and images: the same tasks"
+
+
+def test_what_learns_nothing_is_not_trained(tmp_path):
+    found = Recipe("pixels", "nobody", RunConfig("nearest", "glyphs"), (_glyph_row("pixels"),), "none")
+    result = reproduce(found, tmp_path / "pixels", seeds=(0, 1))
+    assert (result["seeds"], result["steps"], result["train_seconds"]) == ([], 0, [])
+    assert result["command"] == "kshot reproduce pixels"
+    assert len(result["rows"][0]["records"]) == 1
+    assert not (tmp_path / "pixels").exists()
+
+
+def test_the_seeds_answer_together_and_images_are_looked_at_again(base, tmp_path):
+    config = dataclasses.replace(base, algorithm="protonet")
+    asked = (_glyph_row("apart"), _glyph_row("views", views=3), _glyph_row("together", together=True))
+    told = []
+    result = reproduce(
+        Recipe("tiny", "nobody", config, asked, "none"),
+        tmp_path,
+        seeds=(0, 1),
+        on_row=lambda row, record: told.append(row.name),
+    )
+    assert told == ["apart", "views", "apart", "views", "together"]
+    apart, views, together = (row["records"] for row in result["rows"])
+    assert (len(apart), len(together)) == (2, 1)
+    assert len({r["nll"] for r in (*apart, *views, *together)}) == 5, "each of them answers otherwise"
+    assert len({r["episodes_sha256"] for r in (*apart, *views, *together)}) == 1
+
+
+def test_the_interval_of_the_challenge_is_over_its_runs():
+    right = (torch.arange(400) % 20 < torch.arange(20).repeat_interleave(20)).double()
+    scores = Scores("accuracy", {"accuracy": right}, None, 0, 1.0, "")
+    record = measuring._over_runs(dataclasses.make_dataclass("R", ["ci95", "extra"], frozen=True)(0.0, {}), scores)
+    assert record.ci95 == pytest.approx(over_seeds([i / 20 for i in range(20)]).ci95)
+    assert record.extra["per_run"][:3] == [0.0, 0.05, 0.1]
