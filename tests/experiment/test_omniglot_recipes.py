@@ -6,12 +6,12 @@ import itertools
 import pytest
 import torch
 
-from kshot.core import Spec, methods
+from kshot.core import Spec, generator, methods
 from kshot.data.catalog import dataset
 from kshot.engine.train import TrainConfig
 from kshot.evaluation.scores import Scores
 from kshot.evaluation.statistics import over_seeds
-from kshot.experiment.build import resolve
+from kshot.experiment.build import open_training, resolve
 from kshot.experiment.config import BackboneConfig, EvalConfig, RunConfig, TaskConfig, typed
 from kshot.experiment.recipes import Recipe, Row, recipes, reproduce
 from kshot.experiment.recipes import measure as measuring
@@ -128,3 +128,12 @@ def test_the_interval_of_the_challenge_is_over_its_runs():
     record = measuring._over_runs(dataclasses.make_dataclass("R", ["ci95", "extra"], frozen=True)(0.0, {}), scores)
     assert record.ci95 == pytest.approx(over_seeds([i / 20 for i in range(20)]).ci95)
     assert record.extra["per_run"][:3] == [0.0, 0.05, 0.1]
+
+
+@pytest.mark.parametrize("scheme", ["full", "small1", "small2"])
+def test_the_sets_of_the_challenge_hold_such_tasks(scheme, data_root):
+    """Not every set has an alphabet of 20 characters in one turn."""
+    found = recipes()[f"challenge-{scheme}"]
+    source = open_training(found.config, root=data_root)
+    plan = source.plan(found.config.task.n_tasks, generator(0))
+    assert source.episodes(plan).support.y.shape[-1] == 20
