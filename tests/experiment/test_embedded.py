@@ -1,7 +1,5 @@
 """Every image embedded once: the same answers as when each task embeds its own; views and ensembles."""
 
-from pathlib import Path
-
 import pytest
 import torch
 
@@ -17,10 +15,7 @@ from kshot.experiment.ensemble import Ensemble, with_views
 from kshot.nn.conv import Conv4
 from kshot.nn.views import MOVES, Views
 
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("KSHOT_CACHE", str(tmp_path / "cache"))
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 @pytest.fixture

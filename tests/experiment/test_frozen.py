@@ -1,7 +1,5 @@
 """Frozen features: embedded once, any head, the same episodes as the network itself sees."""
 
-from pathlib import Path
-
 import pytest
 import torch
 
@@ -18,10 +16,7 @@ from kshot.experiment.untrained import evaluate_untrained
 from kshot.nn.conv import Conv4
 from kshot.nn.resnet import ResNet12, WideResNet
 
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("KSHOT_CACHE", str(tmp_path / "cache"))
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 @pytest.fixture

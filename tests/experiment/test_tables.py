@@ -87,6 +87,13 @@ def test_lines_of_the_challenge_are_errors():
     assert _line(text, "| people")[2] == "4.5"
 
 
+@pytest.mark.parametrize(("seeds", "shown"), [((0,), False), ((0, 1), True)])
+def test_one_training_does_not_answer_together(seeds, shown):
+    row = _row("challenge, the seeds together", "protonet", 20, 1, 0.9, record={"data": "omniglot_challenge"})
+    text = challenge_table(_result("challenge-small2", row, seeds=seeds), recipes())
+    assert ("the seeds together" in text) is shown
+
+
 PAGES = dict.fromkeys(("omniglot", "challenge"), "docs/know/omniglot.md")
 PAGES |= {"sinusoid": "docs/know/sinusoid.md", "sequences": "docs/do/sequences.md"}
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 from math import prod
 from typing import Any, cast
@@ -22,7 +21,7 @@ from kshot.engine.embedding import EmbeddingLearner
 from kshot.evaluation.draw import fingerprint
 from kshot.evaluation.evaluate import Progress, evaluate, evaluating
 from kshot.evaluation.scores import Scores
-from kshot.experiment.ensemble import Ensemble
+from kshot.experiment.ensemble import Ensemble, with_backbone
 from kshot.experiment.frozen import embed_images
 from kshot.nn.flat import Flat
 from kshot.nn.norm import uses_support_statistics
@@ -96,8 +95,7 @@ def on_features(learner: Learner, n_features: int, first: int = 0, n_all: int = 
     Returns:
         The copy, whose network leaves embeddings as they are.
     """
-    twin = copy.copy(learner)
-    twin._modules = {**learner._modules, "backbone": Part(first, n_features)}
+    twin = with_backbone(learner, Part(first, n_features))
     if learner.spec is not None:
         twin.spec = learner.spec._replace(input_shape=(n_all or n_features,))
     return twin

@@ -67,6 +67,21 @@ class Ensemble(Learner):
         return [member for member in self.members if isinstance(member, Learner)]
 
 
+def with_backbone(learner: Learner, backbone: nn.Module) -> Learner:
+    """Copy a learner, with another network in the place of its own; all else is shared.
+
+    Args:
+        learner: one with a ``backbone``.
+        backbone: the other network.
+
+    Returns:
+        The copy.
+    """
+    twin = copy.copy(learner)
+    twin._modules = {**learner._modules, "backbone": backbone}
+    return twin
+
+
 def with_views(learner: Learner, n_views: int) -> Learner:
     """Copy a learner, so that its network looks at each image several times.
 
@@ -85,6 +100,4 @@ def with_views(learner: Learner, n_views: int) -> Learner:
     backbone = getattr(learner, "backbone", None)
     if not isinstance(backbone, nn.Module):
         raise UserError(f"expected a learner with a backbone for several views, got {type(learner).__name__}")
-    twin = copy.copy(learner)
-    twin._modules = {**learner._modules, "backbone": Views(backbone, n_views)}
-    return twin
+    return with_backbone(learner, Views(backbone, n_views))

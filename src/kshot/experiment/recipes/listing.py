@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from kshot.experiment.recipes.recipe import Recipe
@@ -24,12 +24,36 @@ def listing(results: Mapping[str, dict[str, Any]], known: Mapping[str, Recipe], 
         Markdown: a line for each row, and the recipes without a result.
     """
     asked = [name for name, recipe in known.items() if recipe.config.data in data]
-    made = [_line(_HEAD), _line(["---"] * len(_HEAD))]
+    made = [table_line(_HEAD), table_line(["---"] * len(_HEAD))]
     for name in asked:
         made += _lines(results[name]) if name in results else ()
+    return "\n".join(made + without_record(asked, results)) + "\n"
+
+
+def without_record(asked: Sequence[str], results: Mapping[str, Any]) -> list[str]:
+    """Name what a table lacks.
+
+    Args:
+        asked: recipes.
+        results: recipe -> result.
+
+    Returns:
+        Lines; none if nothing is missing.
+    """
     missing = [f"`{name}`" for name in asked if name not in results]
-    made += ["", f"Without a record yet: {', '.join(missing)}."] if missing else []
-    return "\n".join(made) + "\n"
+    return ["", f"Without a record yet: {', '.join(missing)}."] if missing else []
+
+
+def table_line(cells: Iterable[str]) -> str:
+    """Write a line of a table.
+
+    Args:
+        cells: its texts.
+
+    Returns:
+        Markdown.
+    """
+    return "| " + " | ".join(cells) + " |"
 
 
 def _lines(result: Mapping[str, Any]) -> Iterator[str]:
@@ -37,7 +61,7 @@ def _lines(result: Mapping[str, Any]) -> Iterator[str]:
     once = [f"`{result['recipe']}`", str(len(result["seeds"])), _time(sum(seconds) / len(seconds))]
     for row in result["rows"]:
         name, seeds, trained = once
-        yield _line([name, row["name"], _measured(row), _told(row["published"]), _asked(row), seeds, trained])
+        yield table_line([name, row["name"], _measured(row), _told(row["published"]), _asked(row), seeds, trained])
         once = ["", "", ""]
 
 
@@ -69,7 +93,3 @@ def _asked(row: Mapping[str, Any]) -> str:
 
 def _time(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
-
-
-def _line(cells: Collection[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
