@@ -10,14 +10,16 @@ demo: $(VENV)/.installed
 
 # One thread for each process: where others use the same cores, threads that wait for one another take many times longer.
 test fast: export OMP_NUM_THREADS = 1
+# Tests of one file stay together, so that what they share is made once; an idle process takes from the other's rest.
+PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses=4 --dist=worksteal
 
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest -m "not slow" --cov --cov-report=
-	$(BIN)/python -m pytest -m "slow" --timeout=900 --cov --cov-append --cov-report=term:skip-covered
+	$(PYTEST) -m "not slow" --cov --cov-report=
+	$(PYTEST) -m "slow" --timeout=900 --cov --cov-append --cov-report=term:skip-covered
 	$(BIN)/python -m coverage report --include="*/kshot/core/*,*/kshot/engine/*,*/kshot/evaluation/*,*/kshot/algorithms/*" --fail-under=95 --format=total
 
 fast: $(VENV)/.installed
-	$(BIN)/python -m pytest -m "not slow" -x -q
+	$(PYTEST) -m "not slow" -x -q
 
 check: $(VENV)/.installed
 	$(BIN)/ruff format --check src tests examples

@@ -6,7 +6,7 @@ from kshot.cli.main import main
 from kshot.evaluation.record import read_record
 from kshot.experiment.config import differences
 from kshot.experiment.demo import LEARNERS, Plan, demo_config
-from kshot.experiment.run import MAY_CHANGE
+from kshot.experiment.folder import MAY_CHANGE
 
 
 @pytest.fixture(scope="module")

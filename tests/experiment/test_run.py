@@ -63,6 +63,18 @@ def test_a_run_that_has_ended_is_only_tested_again(tmp_path):
     assert again.record.mean == first.record.mean
 
 
+def test_options_that_came_after_a_run_stand_at_their_defaults(tmp_path):
+    train_run(TINY, tmp_path / "a")
+    path = tmp_path / "a" / "config.toml"
+    kept = path.read_text()
+    assert "first_order = false" in kept
+    path.write_text(kept.replace("first_order = false\n", ""))
+    assert train_run(TINY, tmp_path / "a", resume=True).progress.step == 6
+    path.write_text(kept.replace("first_order = false", "first_order = true"))
+    with pytest.raises(UserError, match="first_order: True / False"):
+        train_run(TINY, tmp_path / "a", resume=True)
+
+
 def test_events_tell_what_happens(tmp_path):
     events = []
     train_run(TINY, tmp_path / "a", on_event=lambda name, step, values: events.append((name, step)))

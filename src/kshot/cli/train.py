@@ -32,8 +32,9 @@ from kshot.experiment.config import (
     differences,
     load_config,
 )
+from kshot.experiment.folder import MAY_CHANGE
 from kshot.experiment.reporting import write_run_report
-from kshot.experiment.run import MAY_CHANGE, Outcome, launch, train_run
+from kshot.experiment.run import Outcome, launch, train_run
 
 _ABOUT = """\
 Meta-train ALGORITHM on the data set NAME, into a run folder: config.toml (it

@@ -7,8 +7,7 @@ The folder holds ``config.toml`` (resolved; it repeats the run), ``metrics.csv``
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,20 +30,11 @@ from kshot.evaluation.evaluate import evaluate
 from kshot.evaluation.record import Record, record_of
 from kshot.evaluation.scores import Scores, higher_is_better
 from kshot.experiment.build import build_learner, check_shapes, memory_warning, open_split, open_training, resolve
-from kshot.experiment.config import RunConfig, differences, load_config, save_config
+from kshot.experiment.config import RunConfig, load_config
+from kshot.experiment.folder import claim, taken
 from kshot.nn.norm import normalisation_of
 
 OnEvent = Callable[[str, int, dict[str, Any]], None]
-
-#: Settings that may differ between a run and its continuation: none of them changes a step that was done.
-MAY_CHANGE = (
-    "train.steps",
-    "train.patience",
-    "train.checkpoint_every",
-    "train.log_every",
-    "where.",
-    "evaluation.eval_",
-)
 
 
 @dataclass(frozen=True)
@@ -129,11 +119,11 @@ def train_run(
     test = open_split(config, "meta_test", **opening) if config.evaluation.eval_episodes else None
     learner = build_learner(config, source.spec)
     loader = _loader(source, config, fabric)
-    config = _claim(out, config, resume, writes=fabric.is_global_zero)
+    config = claim(out, config, source.spec, resume, writes=fabric.is_global_zero)
     tell("built", 0, {"config": config, "learner": learner})
     if warning := memory_warning(learner, source):
         tell("warning", 0, {"message": warning})
-    with _taken(out, new=not resume):
+    with taken(out, new=not resume):
         trainer = Trainer(
             learner,
             loader,
@@ -176,43 +166,6 @@ def _check_first(source: TaskSource) -> None:
 def _logs(out: Path, config: RunConfig) -> list[Log]:
     logs: list[Log] = [CsvLog(out / "metrics.csv")]
     return [*logs, TensorBoardLog(out / "tensorboard")] if config.where.tensorboard else logs
-
-
-@contextmanager
-def _taken(out: Path, new: bool) -> Iterator[None]:
-    # A run that is refused before anything was saved leaves its folder free for the next try.
-    try:
-        yield
-    except UserError:
-        if new and not Checkpoints(out / "checkpoints").steps() and not (out / "metrics.csv").exists():
-            with suppress(OSError):
-                (out / "config.toml").unlink()
-        raise
-
-
-def _claim(out: Path, config: RunConfig, resume: bool, writes: bool) -> RunConfig:
-    # Either the folder is free, or the run in it is the one to go on with.
-    path = out / "config.toml"
-    if not path.exists():
-        if resume:
-            raise UserError(f"nothing to resume in {out}: expected a config.toml there; start without --resume")
-        if Checkpoints(out / "checkpoints").steps() or (out / "metrics.csv").exists():
-            raise UserError(f"{out} holds parts of a run without its config.toml; choose another --out, or empty it")
-        if writes:
-            save_config(path, config)
-        return config
-    if not resume:
-        # A process of the same run may have written it a moment ago.
-        if not writes and not differences(load_config(path), config):
-            return config
-        raise UserError(f"{out} holds another run; go on with it by --resume, or choose another --out")
-    held = load_config(path)
-    changed = [d for d in differences(held, config) if not d.startswith(MAY_CHANGE)]
-    if changed:
-        raise UserError(f"{out} holds a run with other settings ({'; '.join(changed)}); resume it with its own")
-    if writes:
-        save_config(path, config)
-    return config
 
 
 def _validation(learner: Learner, source: TaskSource, config: RunConfig) -> float:
