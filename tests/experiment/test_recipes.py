@@ -9,7 +9,7 @@ from kshot.core.registry import methods
 from kshot.engine.train import TrainConfig
 from kshot.experiment.config import EvalConfig, RunConfig, TaskConfig
 from kshot.experiment.recipes import Recipe, Row, recipe, recipes, reproduce, verdict, write_result
-from kshot.experiment.recipes.measure import milestone
+from kshot.experiment.recipes.measure import measure, milestone, seconds_until
 
 
 def test_every_recipe_names_a_method_and_its_source():
@@ -99,6 +99,19 @@ def test_when_a_training_first_met_a_bound(tmp_path):
     assert milestone(run, 0.2).mean == 24
     assert milestone(run, 0.05).mean == math.inf
     assert milestone(run, 0.05).to_dict()["mean"] is None
+
+
+def test_seconds_until_a_training_first_reached_an_accuracy(tmp_path):
+    text = "step,loss,val,seconds\n1,0.5,,10.0\n2,0.5,0.9,21.0\n4,0.5,0.975,42.5\n6,0.5,0.96,60.0\n8,0.5,0.98,80.0\n"
+    (tmp_path / "metrics.csv").write_text(text)
+    found = seconds_until(tmp_path, 0.97)
+    assert (found.mean, found.metric, found.n_episodes, found.every) == (42.5, "seconds", 4, 20.0)
+    assert seconds_until(tmp_path, 0.9).mean == 21.0
+    assert seconds_until(tmp_path, 0.99).mean == math.inf
+    asked = Row("seconds until 97 %", None, 60.0, "", {"reached": 0.97})
+    assert verdict(asked, found.metric, found.mean)
+    assert not verdict(asked, found.metric, math.inf)
+    assert measure(asked, [tmp_path], None) == found
 
 
 def test_rows_of_sequences(tmp_path):

@@ -11,6 +11,7 @@ from kshot.core import UserError
 
 _STEP = ("step", "outer_step", "iteration", "global_step")
 _LOSS = ("loss", "train_loss", "outer_loss", "meta_train_loss")
+_SECONDS = ("seconds", "elapsed", "wall_seconds")
 _VALIDATION = ("val", "validation", "meta_val", "val_accuracy", "val_mse", "val_score", "val_loss")
 
 Points = list[tuple[float, float]]
@@ -23,11 +24,13 @@ class History(NamedTuple):
         loss: (step, outer loss) pairs, by ascending step.
         validation: (step, validation score) pairs, by ascending step.
         validation_name: the column that the scores came from.
+        seconds: (step, seconds of training) pairs, by ascending step.
     """
 
     loss: Points
     validation: Points
     validation_name: str = "val"
+    seconds: Points = []  # noqa: RUF012  (a NamedTuple's default, which nobody writes to)
 
 
 def read_history(path: Path | str) -> History:
@@ -56,7 +59,8 @@ def read_history(path: Path | str) -> History:
     names = {str(name).strip().lower(): name for name in (rows[0] if rows else {}) if name is not None}
     step = _find(names, _STEP)
     validation = _find(names, _VALIDATION) or next((n for key, n in names.items() if key.startswith("val")), None)
-    return History(_column(rows, step, _find(names, _LOSS)), _column(rows, step, validation), validation or "val")
+    loss, seconds = (_column(rows, step, _find(names, known)) for known in (_LOSS, _SECONDS))
+    return History(loss, _column(rows, step, validation), validation or "val", seconds)
 
 
 def _find(names: dict[str, str], wanted: tuple[str, ...]) -> str | None:

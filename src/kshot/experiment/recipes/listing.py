@@ -68,7 +68,7 @@ def _lines(result: Mapping[str, Any]) -> Iterator[str]:
 def _measured(row: Mapping[str, Any]) -> str:
     if row["mean"] is None:
         return "not reached"
-    if row["metric"] == "sequences":
+    if row["metric"] in ("sequences", "seconds"):
         return f"{row['mean']:,.0f}"
     mean, wide = row["mean"], max(row["ci95_episodes"], row["ci95_seeds"] or 0.0)
     over = f", {_OVER[row['over_seeds']]}" if row["over_seeds"] in _OVER else ""

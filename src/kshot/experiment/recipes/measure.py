@@ -28,20 +28,20 @@ N_INSTANCES = 10
 
 @dataclass(frozen=True)
 class Milestone:
-    """How many tasks a training had seen when its validation first fell below a bound.
+    """How many tasks a training had seen, or how long it had taken, when its validation first met a bound.
 
     Attributes:
-        below: the bound.
+        bound: a cost to fall below, or an accuracy to reach.
         mean: the number; infinite where it never did.
-        metric: "sequences".
         ci95: 0, for there is one number.
         n_episodes: validations that there were.
-        every: tasks between two validations, which is how finely it is known.
+        every: tasks, or seconds, between two validations, which is how finely it is known.
+        metric: "sequences" or "seconds".
         normalisation: nothing.
         transductive: False.
     """
 
-    below: float
+    bound: float
     mean: float
     n_episodes: int
     every: float
@@ -68,17 +68,19 @@ def measure(row: Row, runs: Sequence[Path], root: Path | None) -> Record | Miles
         root: the data root.
 
     Returns:
-        The record of a test; or, for a row "until" a bound, when its validation met it. Of a row with "excess" the
-        number is what it costs more than the best possible answers, each sequence beside itself; of a row with
-        "instance", accuracy at that example of a class, of ten. On the challenge of Omniglot the interval is one over
-        its 20 runs.
+        The record of a test; or, for a row "until" a cost or "reached" accuracy, when its validation met it. Of a row
+        with "excess" the number is what it costs more than the best possible answers, each sequence beside itself; of a
+        row with "instance", accuracy at that example of a class, of ten. On the challenge of Omniglot the interval is
+        one over its 20 runs.
     """
     test, run = dict(row.test), runs[0]
     if "head" in test:
         return measure_head(row, run, root)
-    steps, until, excess, instance = (test.pop(name, None) for name in ("steps", "until", "excess", "instance"))
-    if until is not None:
-        return milestone(run, until)
+    if "until" in test:
+        return milestone(run, test["until"])
+    if "reached" in test:
+        return seconds_until(run, test["reached"])
+    steps, excess, instance = (test.pop(name, None) for name in ("steps", "excess", "instance"))
     if instance is not None:
         return _at_instance(instance, test, run, root)
     options = {"n_inner_steps_eval": steps} if steps else None
@@ -136,3 +138,21 @@ def milestone(run: Path, below: float) -> Milestone:
     costs = [(step, -value) for step, value in read_history(run / "metrics.csv").validation]
     reached = [step * tasks for step, cost in costs if cost < below]
     return Milestone(below, min(reached, default=math.inf), len(costs), config.train.validate_every * tasks)
+
+
+def seconds_until(run: Path, accuracy: float) -> Milestone:
+    """Find how long a run had trained when its validation first reached an accuracy.
+
+    Args:
+        run: the run folder.
+        accuracy: the bound.
+
+    Returns:
+        The seconds by the clock, validations and the choice of the fastest way among them.
+    """
+    history = read_history(run / "metrics.csv")
+    seconds, scores = dict(history.seconds), history.validation
+    reached = [seconds[step] for step, value in scores if value >= accuracy and step in seconds]
+    total = max(seconds.values(), default=0.0)
+    mean = min(reached, default=math.inf)
+    return Milestone(accuracy, mean, len(scores), total / max(1, len(scores)), metric="seconds")

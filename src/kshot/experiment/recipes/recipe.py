@@ -19,9 +19,9 @@ class Row:
         least: the least that we ask of ourselves; None for a number that stands beside it.
         source: where the published number was read.
         test: how ``evaluate_run`` is called, beside what ``kshot.experiment.recipes.measure`` knows: "steps" (inner
-            ones), "until" (a validation), "excess" (over the best possible), "instance" (of a class), "head" (another
-            method on the network of the run), "views" (of each image) or "together" (the runs of all seeds answer as
-            one).
+            ones), "until" (a cost in validation), "reached" (an accuracy there, by the clock), "excess" (over the best
+            possible), "instance" (of a class), "head" (another method on the network of the run), "views" (of each
+            image) or "together" (the runs of all seeds answer as one).
         over_seeds: what stands for several trainings: their mean, their median, or the largest number.
     """
 
