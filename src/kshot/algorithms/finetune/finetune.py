@@ -23,12 +23,12 @@ Checked by: tests/reference/test_finetune.py (PyTorch's own Adam).
 from __future__ import annotations
 
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from kshot.core import Split, Tree, UserError, register
-from kshot.engine.embedding import Labelled, PretrainedLearner, embed_support
-from kshot.engine.inner import Inner, Weights, adam, call, unrolled, weights_of
-from kshot.nn.heads import class_means, unit
+from kshot.core import Split, Tree, register
+from kshot.engine.embedding import embed_support, labelled
+from kshot.engine.inner import Weights, unrolled
+from kshot.engine.tuning import TunedLearner
 from kshot.nn.norm import collecting
 
 
@@ -38,7 +38,7 @@ from kshot.nn.norm import collecting
     paper="Dhillon, Chaudhari, Ravichandran, Soatto, A Baseline for Few-Shot Image Classification, ICLR 2020, "
     "arXiv:1909.02729",
 )
-class FineTune(PretrainedLearner):
+class FineTune(TunedLearner):
     """The whole network, tuned on each support.
 
     Args:
@@ -50,22 +50,6 @@ class FineTune(PretrainedLearner):
     Raises:
         UserError: a number that makes no sense.
     """
-
-    def __init__(
-        self,
-        backbone: nn.Module,
-        classifier: nn.Module | None = None,
-        *,
-        inner_lr: float = 5e-5,
-        n_inner_steps: int = 25,
-    ) -> None:
-        super().__init__(backbone, classifier)
-        if n_inner_steps < 1 or not inner_lr > 0:
-            raise UserError(
-                f"expected n_inner_steps >= 1 and inner_lr > 0, got {n_inner_steps} and {inner_lr}; "
-                "the paper takes 25 and 5e-5"
-            )
-        self.inner = Inner(inner_lr, n_inner_steps, adam(), first_order=True)
 
     def adapt(self, support: Split) -> Weights:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Tune backbone and new layer on the support.
@@ -79,16 +63,15 @@ class FineTune(PretrainedLearner):
 
         def loss(weights: Weights, given: Split, step: int) -> tuple[Tensor, Weights]:
             with collecting(self.backbone):
-                logits, after = self._forward(weights, given.x)
+                logits, after = self.answer(weights, given.x)
             return F.cross_entropy(logits, given.y), after
 
         z, buffers = embed_support(self.backbone, support.x)
-        means = unit(class_means(z, support.y, support.ways()))
-        head = {"head.weight": means, "head.bias": means.new_zeros(len(means))}
-        start = Weights({**weights_of(self.backbone).params, **head}, buffers)
+        head = self.fit_head(labelled(z, support))
+        start = self.with_new_layer(head, buffers)
         (last,) = unrolled(loss, start, support, self.inner)
         with collecting(self.backbone):
-            return self._forward(last, support.x)[1]
+            return self.answer(last, support.x)[1]
 
     def predict(self, state: Weights, x: Tree) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Run the tuned network.
@@ -100,33 +83,4 @@ class FineTune(PretrainedLearner):
         Returns:
             Logits (Q, W).
         """
-        return self._forward(state, x)[0]
-
-    def fit_head(self, support: Labelled) -> Tensor:
-        """Return the start of the new layer.
-
-        Args:
-            support: the embedded support.
-
-        Returns:
-            (W, D).
-        """
-        return unit(class_means(support.z, support.y, support.ways))
-
-    def apply_head(self, head: Tensor, z: Tensor) -> Tensor:
-        """Answer by the new layer as it starts.
-
-        Args:
-            head: (W, D).
-            z: (Q, D).
-
-        Returns:
-            Logits (Q, W).
-        """
-        return z @ head.mT
-
-    def _forward(self, weights: Weights, x: Tree) -> tuple[Tensor, Weights]:
-        own = {k: p for k, p in weights.params.items() if not k.startswith("head.")}
-        z, after = call(self.backbone, Weights(own, weights.buffers), x)
-        logits = z @ weights.params["head.weight"].mT + weights.params["head.bias"]
-        return logits, Weights(weights.params, after.buffers)
+        return self.answer(state, x)[0]

@@ -25,12 +25,12 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from kshot.core import Split, Tree, UserError, register
-from kshot.engine.embedding import Labelled, PretrainedLearner, embed_support
-from kshot.engine.inner import Inner, Weights, adam, call, unrolled, weights_of
-from kshot.nn.heads import class_means, unit
+from kshot.core import Split, Tree, register
+from kshot.engine.embedding import embed_support, labelled
+from kshot.engine.inner import Weights, unrolled
+from kshot.engine.tuning import TunedLearner
 from kshot.nn.norm import collecting
 
 
@@ -54,7 +54,7 @@ class Kept(NamedTuple):
     paper="Dhillon, Chaudhari, Ravichandran, Soatto, A Baseline for Few-Shot Image Classification, ICLR 2020, "
     "arXiv:1909.02729",
 )
-class TransductiveFineTuning(PretrainedLearner):
+class TransductiveFineTuning(TunedLearner):
     """The whole network, tuned on each support and its queries.
 
     Args:
@@ -66,22 +66,6 @@ class TransductiveFineTuning(PretrainedLearner):
     Raises:
         UserError: a number that makes no sense.
     """
-
-    def __init__(
-        self,
-        backbone: nn.Module,
-        classifier: nn.Module | None = None,
-        *,
-        inner_lr: float = 5e-5,
-        n_inner_steps: int = 25,
-    ) -> None:
-        super().__init__(backbone, classifier)
-        if n_inner_steps < 1 or not inner_lr > 0:
-            raise UserError(
-                f"expected n_inner_steps >= 1 and inner_lr > 0, got {n_inner_steps} and {inner_lr}; "
-                "the paper takes 25 and 5e-5"
-            )
-        self.inner = Inner(inner_lr, n_inner_steps, adam(), first_order=True)
 
     @property
     def transductive(self) -> bool:
@@ -98,7 +82,7 @@ class TransductiveFineTuning(PretrainedLearner):
             Both.
         """
         z, _ = embed_support(self.backbone, support.x)
-        return Kept(support.x, support.y, unit(class_means(z, support.y, support.ways())))
+        return Kept(support.x, support.y, self.fit_head(labelled(z, support)))
 
     def predict(self, state: Kept, x: Tree) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Tune the network on support and queries, and answer.
@@ -113,46 +97,16 @@ class TransductiveFineTuning(PretrainedLearner):
 
         def loss(weights: Weights, given: Split, step: int) -> tuple[Tensor, Weights]:
             with collecting(self.backbone):
-                logits, after = self._forward(weights, given.x["support"])
-            answers, _ = self._forward(Weights(weights.params, after.buffers), given.x["query"])
+                logits, after = self.answer(weights, given.x["support"])
+            answers, _ = self.answer(Weights(weights.params, after.buffers), given.x["query"])
             return F.cross_entropy(logits, given.y) + entropy(answers), after
 
         _, buffers = embed_support(self.backbone, state.x)
-        head = {"head.weight": state.head, "head.bias": state.head.new_zeros(len(state.head))}
-        start = Weights({**weights_of(self.backbone).params, **head}, buffers)
+        start = self.with_new_layer(state.head, buffers)
         (last,) = unrolled(loss, start, Split({"support": state.x, "query": x}, state.y), self.inner)
         with collecting(self.backbone):
-            last = self._forward(last, state.x)[1]
-        return self._forward(last, x)[0]
-
-    def fit_head(self, support: Labelled) -> Tensor:
-        """Return the start of the new layer.
-
-        Args:
-            support: the embedded support.
-
-        Returns:
-            (W, D).
-        """
-        return unit(class_means(support.z, support.y, support.ways))
-
-    def apply_head(self, head: Tensor, z: Tensor) -> Tensor:
-        """Answer by the new layer as it starts.
-
-        Args:
-            head: (W, D).
-            z: (Q, D).
-
-        Returns:
-            Logits (Q, W).
-        """
-        return z @ head.mT
-
-    def _forward(self, weights: Weights, x: Tree) -> tuple[Tensor, Weights]:
-        own = {k: p for k, p in weights.params.items() if not k.startswith("head.")}
-        z, after = call(self.backbone, Weights(own, weights.buffers), x)
-        logits = z @ weights.params["head.weight"].mT + weights.params["head.bias"]
-        return logits, Weights(weights.params, after.buffers)
+            last = self.answer(last, state.x)[1]
+        return self.answer(last, x)[0]
 
 
 def entropy(logits: Tensor) -> Tensor:

@@ -65,10 +65,10 @@ RECIPES = (
         config=RunConfig(
             "maml",
             "omniglot",
-            task=TaskConfig(n_way=5, n_shot=1, n_query=1, n_tasks=32),
+            task=TaskConfig(n_way=5, n_shot=1, n_query=1, n_tasks=8),
             evaluation=EvalConfig(eval_n_query=1, eval_episodes=0, val_episodes=200),
             network=BackboneConfig(downsample="stride"),
-            train=TrainConfig(steps=10000, schedule="cosine", compile="on", validate_every=500, checkpoint_every=250),
+            train=TrainConfig(steps=40000, schedule="cosine", compile="on", validate_every=1000, checkpoint_every=500),
         ),
         rows=(
             Row("5-way 1-shot, transductive", 0.987, 0.970, _MAML, {"n_query": 1, "n_episodes": 1000}),
@@ -80,11 +80,12 @@ RECIPES = (
                 "",
                 {"n_query": 1, "n_episodes": 1000, "normalisation": "support"},
             ),
+            Row("seconds until 97 % in validation", None, None, "", {"reached": 0.97}),
         ),
-        protocol="Second order, 1 inner step of 0.4 in training and 3 in the test, 32 tasks, 1 query a class, strided "
-        "convolutions, as in the authors' code; 10,000 outer steps, their rate falling to zero by a cosine, where "
-        "that has 60,000 at one rate. Transductive: queries are normalised by their own batch. The inductive row is "
-        "the same weights under the statistics of the support.",
+        protocol="Second order, 1 inner step of 0.4 in training and 3 in the test, 1 query a class, strided "
+        "convolutions, as in the authors' code; 40,000 outer steps of 8 tasks, their rate falling to zero by a cosine, "
+        "where that has 60,000 steps of 32 tasks at one rate. Transductive: queries are normalised by their own batch. "
+        "The inductive row is the same weights under the statistics of the support.",
     ),
     Recipe(
         name="maml-sinusoid",

@@ -102,7 +102,8 @@ def _belongs(recipe: Recipe) -> bool:
 
 def _place(lines: dict[_Line, dict[tuple[int, int], dict[str, Any]]], recipe: str, row: dict[str, Any]) -> None:
     first = row["records"][0]
-    setting = (first["n_way"], first["n_shot"])
+    # A milestone of the training is no test.
+    setting = (first.get("n_way"), first.get("n_shot"))
     if setting not in SETTINGS or first["data"] != "omniglot":
         return
     variant = ", ".join(text for name, text in _VARIANTS.items() if first.get("options", {}).get(name))
