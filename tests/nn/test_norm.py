@@ -190,3 +190,45 @@ def test_the_normalisation_of_a_network_has_a_name(name: str, layers: list[nn.Mo
 
 def test_a_layer_prints_its_mode() -> None:
     assert "running" in repr(Norm(C, "running"))
+
+
+@pytest.mark.parametrize("shape", [(6, 3), (4, 3, 2, 2)])
+@pytest.mark.parametrize(
+    ("mode", "training"), [("episode", True), ("episode", False), ("running", True), ("running", False)]
+)
+def test_pytorchs_own_batch_norm_gives_what_its_parts_give(monkeypatch, shape, mode, training) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(shape, dtype=torch.float64, requires_grad=True)
+    found = []
+    for plain in (True, False):
+        norm = Norm(3, mode).double().train(training)
+        with torch.no_grad():
+            norm.weight.copy_(torch.tensor([0.5, 1.0, 2.0]))
+            norm.bias.copy_(torch.tensor([0.1, 0.2, -0.3]))
+        if not plain:
+            monkeypatch.setattr(norm, "_is_plain", lambda x: False)
+        assert norm._is_plain(x) is plain
+        y = norm(x)
+        (first,) = torch.autograd.grad((y**3).sum(), x, create_graph=True)
+        second = torch.autograd.grad((first**2).sum(), [x, norm.weight])
+        found.append([y, first, *second, *norm.buffers()])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_pytorchs_own_batch_norm_is_left_aside_where_it_would_be_wrong() -> None:
+    x = torch.randn(4, 3, 2, 2)
+    assert Norm(3, "episode")._is_plain(x)
+    assert not Norm(3, "support")._is_plain(x)  # its statistics carry a gradient
+    assert not Norm(3, "layer")._is_plain(x)
+    assert not Norm(3, "episode")._is_plain(x[None])
+    assert not Norm(3, "episode")._is_plain(x.bfloat16())
+    assert not Norm(3, "episode")._is_plain(x[:1, :, :1, :1])  # of one number there is no variance
+    norm, seen = Norm(3, "episode"), []
+
+    def one(x: torch.Tensor) -> torch.Tensor:
+        seen.append(norm._is_plain(x))
+        return norm(x).sum()
+
+    torch.func.vmap(torch.func.grad(one))(x[None])
+    assert seen == [False]

@@ -16,6 +16,7 @@ from torch import nn
 
 from kshot.algorithms import MAML, ProtoNet
 from kshot.bench import peers, plain
+from kshot.bench.adapting import adapting
 from kshot.bench.frozen import frozen_easyfsl, frozen_episodes
 from kshot.bench.growth import growth
 from kshot.bench.images import image_encoding
@@ -257,6 +258,7 @@ CASES: dict[str, Callable[..., Result]] = {
     "maml-step-1": lambda rounds: maml_step(rounds, 1),
     "maml-step-5": lambda rounds: maml_step(rounds, 5),
     "sinusoid-step": sinusoid_step,
+    "adapt": adapting,
     "growth": growth,
     "frozen-episodes": frozen_episodes,
     "frozen-easyfsl": frozen_easyfsl,
