@@ -39,8 +39,8 @@ def test_every_step_comes_nearer_in_the_norm_of_the_matrix() -> None:
     assert all(b < a for a, b in itertools.pairwise(far))
 
 
-@pytest.mark.parametrize("strength", [0.3, 4.0])
-def test_the_gradient_of_a_quadratic_minimum(strength: float) -> None:
+@pytest.mark.parametrize(("strength", "damping"), [(0.3, 0.0), (4.0, 0.0), (0.3, 2.0)])
+def test_the_gradient_of_a_quadratic_minimum(strength: float, damping: float) -> None:
     """phi minimises phi A phi / 2 - c phi + s / 2 |phi - theta|^2, so d phi / d theta = s (A + s I)^-1; also mapped."""
 
     def loss(phi: dict[str, Tensor], c: Tensor) -> Tensor:
@@ -51,10 +51,11 @@ def test_the_gradient_of_a_quadratic_minimum(strength: float) -> None:
 
     def minimum(c: Tensor) -> Tensor:
         phi = torch.linalg.solve(pulled, c + strength * theta.detach())
-        return at_optimum(loss, {"p": theta}, {"p": phi}, c, Proximal(strength, 5))["p"]
+        return at_optimum(loss, {"p": theta}, {"p": phi}, c, Proximal(strength, 5, damping))["p"]
 
     jacobian = torch.stack([torch.autograd.grad(minimum(B)[i], theta)[0] for i in range(5)])
-    torch.testing.assert_close(jacobian, strength * torch.linalg.inv(pulled), rtol=1e-8, atol=1e-10)
+    solved = torch.linalg.inv(torch.eye(5, dtype=torch.float64) + A / (strength + damping))
+    torch.testing.assert_close(jacobian, solved, rtol=1e-8, atol=1e-10)
     many = torch.stack([B, -B, 2 * B])
     mapped = torch.func.vmap(minimum)(many)
     torch.testing.assert_close(mapped, torch.stack([minimum(c) for c in many]))

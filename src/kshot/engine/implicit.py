@@ -31,10 +31,13 @@ class Proximal(NamedTuple):
     Attributes:
         strength: lambda, of the pull to theta.
         n_cg_steps: conjugate-gradient steps; as many as there are parameters would solve it exactly.
+        damping: added to lambda in the system alone, as if the pull were stronger there: where H has large negative
+            curvature, or the inner loop stopped early, I + H / lambda is no matrix that conjugate gradients can solve.
     """
 
     strength: float
     n_cg_steps: int
+    damping: float = 0.0
 
 
 def at_optimum(loss: Loss, theta: Named, phi: Named, constants: Tree, how: Proximal) -> Named:
@@ -83,7 +86,7 @@ class _AtOptimum(torch.autograd.Function):
 
         def times(v: Vector) -> Vector:
             # H is symmetric, so its product from the left is that from the right.
-            return tuple(a + h / ctx.how.strength for a, h in zip(v, pull(v), strict=True))
+            return tuple(a + h / (ctx.how.strength + ctx.how.damping) for a, h in zip(v, pull(v), strict=True))
 
         solved = conjugate_gradients(times, tuple(grad_outputs), ctx.how.n_cg_steps)
         return None, None, None, *([None] * n), *solved, *([None] * len(fixed))
