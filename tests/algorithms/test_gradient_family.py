@@ -223,6 +223,7 @@ def test_steps_and_rates_that_make_no_sense(name: str, options: dict[str, float]
         (CAVIA, {"layer": "nowhere"}, "got 'nowhere'; those of this network are"),
         (IMAML, {"strength": 0.0}, "strength > 0, got 0.0"),
         (IMAML, {"n_cg_steps": 0}, "n_cg_steps >= 1, got 0"),
+        (IMAML, {"inner_optimiser": "sdg"}, "did you mean 'sgd'"),
         (IMAML, {"damping": -1.0}, "damping >= 0, got -1.0"),
     ],
 )

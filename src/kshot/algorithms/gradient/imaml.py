@@ -18,7 +18,7 @@ delta'                  ``n_cg_steps`` of conjugate gradients (Algorithm 2)
 ======================  ==============================================
 
 Differs from the paper: fixed numbers of inner and of conjugate-gradient steps stand for the accuracies delta and
-delta'. The inner optimiser is gradient descent. ``damping`` is of the authors' code, not of the paper; 0 leaves it out.
+delta'. The inner optimiser is gradient descent or Adam: any will do that ends near a minimum. ``damping`` is of the authors' code, not of the paper; 0 leaves it out.
 
 Checked by: tests/reference/test_gradient_family.py (dense Hessian and ``torch.linalg.solve``),
 tests/algorithms/test_gradient_family.py (closed form on a quadratic), tests/engine/test_implicit.py.
@@ -33,8 +33,11 @@ import torch
 from torch import Tensor, nn
 
 from kshot.core import Spec, Split, Tree, UserError, register
+from kshot.core.registry import unknown
 from kshot.engine.implicit import Proximal, at_optimum
-from kshot.engine.inner import Inner, InnerLoop, Named, Weights, check_rate, unrolled
+from kshot.engine.inner import Inner, InnerLoop, Named, Weights, adam, check_rate, sgd, unrolled
+
+OPTIMISERS = {"sgd": sgd, "adam": adam}
 
 
 @register(
@@ -48,11 +51,12 @@ class IMAML(InnerLoop):
     Args:
         model: any network that maps (N, ...) to logits (N, W), or to means (N, O).
         strength: lambda, of the pull to theta; 2 on Omniglot (appendix).
-        inner_lr: rate of the inner gradient descent.
+        inner_lr: rate of the inner optimiser.
         n_inner_steps: gradient steps while training; 16 on Omniglot. Memory does not grow with them.
         n_inner_steps_eval: gradient steps when evaluating, 0 for as many as in training.
         n_cg_steps: conjugate-gradient steps of the outer gradient; 5 in the paper.
         damping: added to lambda in the linear system; 10 in the authors' code.
+        inner_optimiser: "sgd", or "adam", whose steps stay small where training makes the loss steep.
 
     Raises:
         UserError: a step count, rate or strength that makes no sense.
@@ -68,6 +72,7 @@ class IMAML(InnerLoop):
         n_inner_steps_eval: int = 0,
         n_cg_steps: int = 5,
         damping: float = 0.0,
+        inner_optimiser: str = "sgd",
     ) -> None:
         super().__init__(model, n_inner_steps, n_inner_steps_eval)
         check_rate("inner_lr", inner_lr)
@@ -77,7 +82,10 @@ class IMAML(InnerLoop):
             raise UserError(f"expected n_cg_steps >= 1, got {n_cg_steps}; 5 is the paper's")
         if not damping >= 0:
             raise UserError(f"expected damping >= 0, got {damping}; 0 for none, 10 is that of the authors' code")
+        if inner_optimiser not in OPTIMISERS:
+            raise UserError(unknown("inner_optimiser", inner_optimiser, list(OPTIMISERS)))
         self.strength, self.inner_lr, self.n_cg_steps, self.damping = strength, inner_lr, n_cg_steps, damping
+        self.inner_optimiser = inner_optimiser
 
     @property
     def exact_gradient(self) -> bool:
@@ -92,11 +100,12 @@ class IMAML(InnerLoop):
             spec: what the tasks look like.
 
         Returns:
-            A weak pull and small steps for regression, which the paper leaves out; its own for classes. The damping
+            A weak pull and steps of Adam for regression, which the paper leaves out; its own for classes. The damping
             is that of the authors' code.
         """
         options = {"n_inner_steps": 16, "n_cg_steps": 5, "damping": 10.0}
-        return options | ({"strength": 0.5, "inner_lr": 0.02} if spec.kind == "regression" else {})
+        own = {"strength": 0.5, "inner_lr": 0.01, "inner_optimiser": "adam"}
+        return options | (own if spec.kind == "regression" else {})
 
     def inner(self, n_steps: int) -> Inner:
         """Step without second derivatives; the implicit gradient takes their place.
@@ -107,7 +116,7 @@ class IMAML(InnerLoop):
         Returns:
             The settings.
         """
-        return Inner(self.inner_lr, n_steps, first_order=True)
+        return Inner(self.inner_lr, n_steps, OPTIMISERS[self.inner_optimiser](), first_order=True)
 
     def path(self, support: Split, n_steps: int, *, every: bool) -> Iterator[Weights]:
         """Minimise, and give every phi on the way the gradient that it would have as the minimum.
