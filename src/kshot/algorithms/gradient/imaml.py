@@ -18,7 +18,8 @@ delta'                  ``n_cg_steps`` of conjugate gradients (Algorithm 2)
 ======================  ==============================================
 
 Differs from the paper: fixed numbers of inner and of conjugate-gradient steps stand for the accuracies delta and
-delta'. The inner optimiser is gradient descent or Adam: any will do that ends near a minimum. ``damping`` is of the authors' code, not of the paper; 0 leaves it out.
+delta'. The inner optimiser is gradient descent or Adam: any will do that ends near a minimum. ``damping`` is of the
+authors' code, not of the paper; 0 leaves it out.
 
 Checked by: tests/reference/test_gradient_family.py (dense Hessian and ``torch.linalg.solve``),
 tests/algorithms/test_gradient_family.py (closed form on a quadratic), tests/engine/test_implicit.py.
