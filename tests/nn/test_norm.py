@@ -224,6 +224,10 @@ def test_pytorchs_own_batch_norm_is_left_aside_where_it_would_be_wrong() -> None
     assert not Norm(3, "episode")._is_plain(x[None])
     assert not Norm(3, "episode")._is_plain(x.bfloat16())
     assert not Norm(3, "episode")._is_plain(x[:1, :, :1, :1])  # of one number there is no variance
+    running = Norm(3, "running")
+    assert running._is_plain(x)
+    running.running_mean = running.running_mean.requires_grad_()
+    assert not running._is_plain(x)
     norm, seen = Norm(3, "episode"), []
 
     def one(x: torch.Tensor) -> torch.Tensor:

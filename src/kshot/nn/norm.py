@@ -101,8 +101,10 @@ class Norm(nn.Module):
         # seen 0.3 % off, and statistics that come out of it carry no gradient.
         if peek_interpreter_stack() is not None or torch.compiler.is_compiling() or x.ndim == 5:
             return False
-        several = x.numel() > x.shape[1] and x.dtype == self.weight.dtype
-        return several and (self.mode == "episode" or (self.mode == "running" and self.running_mean.ndim == 1))
+        if x.numel() == x.shape[1] or x.dtype != self.weight.dtype:
+            return False
+        own = self.running_mean if self.mode == "running" else None
+        return self.mode == "episode" or (own is not None and own.ndim == 1 and not own.requires_grad)
 
     def _plain(self, x: Tensor) -> Tensor:
         if self.mode == "episode" or self._stored:

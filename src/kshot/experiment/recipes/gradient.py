@@ -16,6 +16,7 @@ _SINUSOID = "Finn et al. 2017, arXiv:1703.03400, section 5.1 and appendix"
 def _sinusoid(method: str, paper: str, shots: int, steps: Sequence[int], protocol: str, **options: Any) -> Recipe:
     # MAML's own tasks, network and outer loop, so that the methods can be compared; options of the paper unless named.
     n_query = options.pop("n_points", 2 * shots) - shots
+    clip_norm = options.pop("clip_norm", 0.0)
     return Recipe(
         name=f"{method}-sinusoid" + ("" if shots == 5 else f"-{shots}-shot"),
         paper=paper,
@@ -24,7 +25,14 @@ def _sinusoid(method: str, paper: str, shots: int, steps: Sequence[int], protoco
             "sinusoid",
             task=TaskConfig(n_shot=shots, n_query=n_query, n_tasks=25),
             evaluation=EvalConfig(eval_n_query=100, eval_episodes=0, val_episodes=200),
-            train=TrainConfig(steps=70000, compile="on", validate_every=5000, checkpoint_every=5000, log_every=100),
+            train=TrainConfig(
+                steps=70000,
+                clip_norm=clip_norm,
+                compile="on",
+                validate_every=5000,
+                checkpoint_every=5000,
+                log_every=100,
+            ),
             options=options,
         ),
         rows=tuple(
@@ -54,7 +62,14 @@ _COMPARED = (
         "5 inner steps of 0.02 on 10 points at a time, of the 50 of a task, 32 in the test.",
         {"n_points": 50},
     ),
-    ("imaml", "Rajeswaran, Finn, Kakade, Levine, NeurIPS 2019", (16,), "16 inner steps of 0.02, lambda 0.5, 5 CG.", {}),
+    (
+        "imaml",
+        "Rajeswaran, Finn, Kakade, Levine, NeurIPS 2019",
+        (16,),
+        "16 inner steps of Adam at 0.01, lambda 0.5, 5 steps of conjugate gradients, damping 10; the outer gradient "
+        "clipped to a norm of 1.",
+        {"clip_norm": 1.0},
+    ),
     ("cavia", "Zintgraf et al., ICML 2019", (1, 5), "4 context parameters, trained for 1 inner step of 1.", {}),
 )
 
