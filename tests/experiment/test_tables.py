@@ -67,13 +67,13 @@ def test_kinds_of_inference_variants_and_heads_are_lines_of_their_own():
     assert _line(text, "| [`hausdorff`]")[0] == "[`hausdorff`](methods/hausdorff.md), queries: 1 a class"
 
 
-def test_the_usual_number_of_queries_stands_in_the_table():
+def test_numbers_of_queries_are_lines_of_their_own_and_a_milestone_is_none():
     one = _row("", "maml", 5, 1, 0.97, published=0.987, source="S", record={"n_query": 1})
-    rows = [one, _row("", "maml", 5, 1, 0.96)]
-    for order in (rows, rows[::-1]):
-        assert (
-            _line(omniglot_table(_result("maml-omniglot", *order), recipes()), "| [`maml`]")[2] == "96.00 ± 0.10 (98.7)"
-        )
+    until = {**one, "metric": "seconds", "records": [{"metric": "seconds", "mean": 390.0}]}
+    text = omniglot_table(_result("maml-omniglot", one, _row("", "maml", 5, 1, 0.96), until), recipes())
+    assert _line(text, "| [`maml`](methods/maml.md), queries: 1 a class")[2] == "97.00 ± 0.10 (98.7)"
+    assert _line(text, "| [`maml`](methods/maml.md) |")[2] == "96.00 ± 0.10"
+    assert text.count("`maml`]") == 2
 
 
 def test_lines_of_the_challenge_are_errors():

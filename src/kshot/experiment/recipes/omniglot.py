@@ -89,12 +89,15 @@ def _metric(name: str, task: Task, steps: int, *known: Any, **more: Any) -> Reci
     return _trained(name, task, steps, rows(*known), _FAIR, **more)
 
 
-def _gradient(name: str, task: Task, steps: int, *known: Any, **more: Any) -> Recipe:
+def _gradient(
+    name: str, task: Task, steps: int, known: tuple[float | None, ...] = (), source: str = "", **more: Any
+) -> Recipe:
     only = 0 if method(name).learner.any_way else task[0]
     test = {"n_way": only, "n_episodes": more.pop("n_episodes", 1000)}
     # The papers judge one query a class; it matters where queries normalise each other.
-    asked = rows(*known, **test, shots=(1,), name=", transductive, 1 query a class", n_query=1)
-    asked += rows(*known, **test, name=", transductive")
+    asked = rows(known, source, **test, shots=(1,), name=", transductive, 1 query a class", n_query=1)
+    many = tuple(number if k > 1 else None for (_, k), number in zip(SETTINGS, known, strict=False))
+    asked += rows(many, source, **test, name=", transductive")
     asked += rows(**test, name=", inductive (statistics of the support)", normalisation="support")
     return _trained(name, task, steps, asked, _BATCH, **_strided(task, more))
 

@@ -33,6 +33,7 @@ class _Line(NamedTuple):
     transductive: bool
     variant: str
     n_episodes: int
+    n_query: int
 
 
 def read_results(folder: Path) -> dict[str, dict[str, Any]]:
@@ -107,14 +108,8 @@ def _place(lines: dict[_Line, dict[tuple[int, int], dict[str, Any]]], recipe: st
     if setting not in SETTINGS or first["data"] != "omniglot":
         return
     variant = ", ".join(text for name, text in _VARIANTS.items() if first.get("options", {}).get(name))
-    line = _Line(recipe, first["algorithm"], first["transductive"], variant, first["n_episodes"])
-    cells = lines.setdefault(line, {})
-    held = cells.get(setting)
-    # Of two rows of one setting, the one with the usual number of queries.
-    kept = row if held is None or first["n_query"] == _QUERIES else held
-    # A paper's number belongs to its setting, whichever of the rows carries it.
-    known = next((r for r in (row, held) if r is not None and r["published"] is not None), kept)
-    cells[setting] = {**kept, "published": known["published"], "source": known["source"]}
+    line = _Line(recipe, first["algorithm"], first["transductive"], variant, first["n_episodes"], first["n_query"])
+    lines.setdefault(line, {})[setting] = row
 
 
 def _omniglot_line(
@@ -123,8 +118,7 @@ def _omniglot_line(
     name = f"[`{line.algorithm}`](methods/{line.algorithm}.md)"
     remarks = [line.variant] if line.variant else []
     remarks += [f"{line.n_episodes} tasks"] if line.n_episodes != _TASKS else []
-    queries = {row["records"][0]["n_query"] for row in cells.values()}
-    remarks += [f"queries: {n} a class" for n in queries if queries != {_QUERIES} and len(queries) == 1]
+    remarks += [f"queries: {line.n_query} a class"] if line.n_query != _QUERIES else []
     inference = "**transductive**" if line.transductive else "inductive"
     numbers = [_cell(cells[s]) if s in cells else "" for s in SETTINGS]
     trained = f"as `{recipe.config.algorithm}`" if recipe.stands_on else _minutes(result)
