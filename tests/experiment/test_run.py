@@ -75,6 +75,20 @@ def test_options_that_came_after_a_run_stand_at_their_defaults(tmp_path):
         train_run(TINY, tmp_path / "a", resume=True)
 
 
+def test_options_that_came_after_a_run_do_not_change_it_by_a_papers_setting(tmp_path):
+    # What a new run of iMAML is given, damping and Adam, is not what an old one was trained with.
+    imaml = dataclasses.replace(TINY, algorithm="imaml", options={"damping": 0.0, "inner_optimiser": "sgd"})
+    train_run(imaml, tmp_path / "a")
+    path = tmp_path / "a" / "config.toml"
+    path.write_text(path.read_text().replace("damping = 0.0\n", "").replace('inner_optimiser = "sgd"\n', ""))
+    assert "damping" not in path.read_text()
+    learner = load_run(tmp_path / "a")[1]
+    assert (learner.damping, learner.inner_optimiser) == (0.0, "sgd")
+    assert train_run(run_module.run_config(tmp_path / "a"), tmp_path / "a", resume=True).progress.step == 6
+    with pytest.raises(UserError, match=r"damping: 0\.0 / 10\.0"):
+        train_run(dataclasses.replace(imaml, options={}), tmp_path / "a", resume=True)
+
+
 def test_events_tell_what_happens(tmp_path):
     events = []
     train_run(TINY, tmp_path / "a", on_event=lambda name, step, values: events.append((name, step)))

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from kshot.core import Spec, UserError
+from kshot.core import UserError
+from kshot.core.learner import options_of
+from kshot.core.registry import methods
 from kshot.engine.checkpoint import Checkpoints
-from kshot.experiment.build import resolve
 from kshot.experiment.config import RunConfig, differences, load_config, save_config
 
 #: Settings that may differ between a run and its continuation: none of them changes a step that was done.
@@ -22,13 +24,12 @@ MAY_CHANGE = (
 )
 
 
-def claim(out: Path, config: RunConfig, spec: Spec, resume: bool, writes: bool) -> RunConfig:
+def claim(out: Path, config: RunConfig, resume: bool, writes: bool) -> RunConfig:
     """Take a folder for a run, or go on with the run that is in it.
 
     Args:
         out: the folder.
         config: the settings, resolved.
-        spec: of the training tasks.
         resume: go on.
         writes: this process keeps the settings; one of several does.
 
@@ -49,10 +50,10 @@ def claim(out: Path, config: RunConfig, spec: Spec, resume: bool, writes: bool) 
         return config
     if not resume:
         # A process of the same run may have written it a moment ago.
-        if not writes and not differences(load_config(path), config):
+        if not writes and not differences(kept_config(out), config):
             return config
         raise UserError(f"{out} holds another run; go on with it by --resume, or choose another --out")
-    held = _completed(load_config(path), config, spec)
+    held = kept_config(out)
     changed = [d for d in differences(held, config) if not d.startswith(MAY_CHANGE)]
     if changed:
         raise UserError(f"{out} holds a run with other settings ({'; '.join(changed)}); resume it with its own")
@@ -61,10 +62,22 @@ def claim(out: Path, config: RunConfig, spec: Spec, resume: bool, writes: bool) 
     return config
 
 
-def _completed(held: RunConfig, wanted: RunConfig, spec: Spec) -> RunConfig:
-    # Options that have been added to a method since a run of it began stand at their defaults.
-    same = (held.algorithm, held.data) == (wanted.algorithm, wanted.data)
-    return resolve(held, spec) if same else held
+def kept_config(out: Path) -> RunConfig:
+    """Read the settings that a run keeps.
+
+    Args:
+        out: the folder.
+
+    Returns:
+        The settings. Options that were added to the method since stand at the defaults of its class, which leave it as
+        it was; what the command line gives to a new run may be other than that.
+    """
+    held = load_config(out / "config.toml")
+    found = methods().get(held.algorithm)
+    if found is None:
+        return held
+    defaults = {name: parameter.default for name, parameter in options_of(found.learner).items()}
+    return dataclasses.replace(held, options=defaults | held.options)
 
 
 @contextmanager

@@ -30,8 +30,8 @@ from kshot.evaluation.evaluate import evaluate
 from kshot.evaluation.record import Record, record_of
 from kshot.evaluation.scores import Scores, higher_is_better
 from kshot.experiment.build import build_learner, check_shapes, memory_warning, open_split, open_training, resolve
-from kshot.experiment.config import RunConfig, load_config
-from kshot.experiment.folder import claim, taken
+from kshot.experiment.config import RunConfig
+from kshot.experiment.folder import claim, kept_config, taken
 from kshot.nn.norm import normalisation_of
 
 OnEvent = Callable[[str, int, dict[str, Any]], None]
@@ -119,7 +119,7 @@ def train_run(
     test = open_split(config, "meta_test", **opening) if config.evaluation.eval_episodes else None
     learner = build_learner(config, source.spec)
     loader = _loader(source, config, fabric)
-    config = claim(out, config, source.spec, resume, writes=fabric.is_global_zero)
+    config = claim(out, config, resume, writes=fabric.is_global_zero)
     tell("built", 0, {"config": config, "learner": learner})
     if warning := memory_warning(learner, source):
         tell("warning", 0, {"message": warning})
@@ -222,7 +222,7 @@ def run_config(run: Path) -> RunConfig:
         raise UserError(
             f"expected a run folder with a config.toml at {run}; train one by: kshot train protonet --out {run}"
         )
-    return load_config(run / "config.toml")
+    return kept_config(run)
 
 
 def load_run(run: Path, *, root: Path | None = None) -> tuple[RunConfig, Learner, int]:

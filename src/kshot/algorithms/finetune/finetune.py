@@ -67,8 +67,7 @@ class FineTune(TunedLearner):
             return F.cross_entropy(logits, given.y), after
 
         z, buffers = embed_support(self.backbone, support.x)
-        head = self.fit_head(labelled(z, support))
-        start = self.with_new_layer(head, buffers)
+        start = self.with_new_layer(self.fit_head(labelled(z, support)), buffers)
         (last,) = unrolled(loss, start, support, self.inner)
         with collecting(self.backbone):
             return self.answer(last, support.x)[1]

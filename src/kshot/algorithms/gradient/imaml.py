@@ -60,7 +60,7 @@ class IMAML(InnerLoop):
         inner_optimiser: "sgd", or "adam", whose steps stay small where training makes the loss steep.
 
     Raises:
-        UserError: a step count, rate or strength that makes no sense.
+        UserError: a step count, rate, strength, damping or optimiser that makes no sense.
     """
 
     def __init__(
