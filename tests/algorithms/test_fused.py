@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from kshot.algorithms import MAML, ProtoNet
+from kshot.algorithms import BOIL, MAML, MAMLpp, MetaSGD, ProtoNet
 from kshot.core import Episode, Split, UserError
 from kshot.core.episode import to
 from kshot.engine.auto import candidates
@@ -65,6 +65,59 @@ def test_other_ways_and_chunks():
     _agree(_maml(), _episodes(3), chunk=2)
 
 
+def _jittered(learner):
+    # Rates and normalisations that are alike for all steps and layers would hide which belongs to which.
+    g = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for name, p in learner.named_parameters():
+            if "rates" in name or "norm" in name:
+                p.mul_(1 + 0.3 * torch.randn(p.shape, generator=g, dtype=p.dtype))
+    return learner
+
+
+def _relative(kind, n_inner_steps, **options):
+    body, head = _maml().model
+    options = {"inner_lr": 0.1, "n_inner_steps": n_inner_steps, **options}
+    learner = BOIL(body, head, **options) if kind is BOIL else kind(nn.Sequential(body, head), **options)
+    return _jittered(learner.double().train())
+
+
+@pytest.mark.parametrize("n_inner_steps", [1, 3])
+@pytest.mark.parametrize("first_order", [False, True])
+@pytest.mark.parametrize("kind", [BOIL, MetaSGD])
+def test_relatives_of_maml_fused_are_the_loop(kind, n_inner_steps, first_order):
+    _agree(_relative(kind, n_inner_steps, first_order=first_order), _episodes(2))
+
+
+@pytest.mark.parametrize("n_inner_steps", [1, 3])
+@pytest.mark.parametrize("annealing", [{}, {"multi_step_steps": 10}, {"multi_step_steps": 10, "first_order_steps": 5}])
+def test_mamlpp_fused_is_the_loop(n_inner_steps, annealing):
+    learner = _relative(MAMLpp, n_inner_steps, **annealing)
+    for done in (0, 7, 12):
+        learner.outer_steps.fill_(done)
+        _agree(learner, _episodes(2))
+
+
+def test_a_rate_of_zero_holds_a_tensor_still():
+    # Of a head that does not move, the loss is that of a head that never could.
+    learner = _relative(MetaSGD, 2)
+    for name, rates in zip((n for n, _ in learner.model.named_parameters()), learner.rates, strict=True):
+        rates.data.fill_(0.0 if name.startswith("1.") else 0.1)
+    body, head = learner.model
+    still = BOIL(body, head, inner_lr=0.1, n_inner_steps=2).train()
+    episodes = _episodes(2)
+    torch.testing.assert_close(learner.fused_losses(episodes), still.fused_losses(episodes))
+
+
+def test_regression_counts_one_outer_step_and_not_one_a_task():
+    learner = _relative(MAMLpp, 2, multi_step_steps=10)
+    (sx, sy, _), (qx, qy, _) = _episodes(3)
+    as_floats = Episode(*(Split(x, nn.functional.one_hot(y, 3).double()) for x, y in ((sx, sy), (qx, qy))))
+    _agree(learner, as_floats)
+    learner.fused_losses(as_floats)
+    assert int(learner.outer_steps) == 1
+
+
 def test_second_order_matters():
     # If the kernel left the second derivatives out, the two gradients would be equal.
     second, first = (
@@ -77,6 +130,8 @@ def test_auto_offers_the_kernels_only_where_they_serve():
     episodes = _episodes(2)
     assert Batching("fused") in candidates(_maml(), episodes)
     assert Batching("fused") in candidates(_protonet(), episodes)
+    for kind in (BOIL, MetaSGD, MAMLpp):
+        assert Batching("fused") in candidates(_relative(kind, 2), episodes)
     for other in (_protonet("layer"), MAML(nn.Sequential(Conv4(normalisation="support"), nn.Linear(64, 3))).train()):
         assert Batching("fused") not in candidates(other, episodes)
         with pytest.raises(UserError, match="no fused batching"):

@@ -42,7 +42,7 @@ def test_settings_fit_the_method_and_the_data(found):
 def test_a_recipe_that_stands_on_another_has_its_settings():
     known = recipes()
     standing = [r for r in known.values() if r.stands_on]
-    assert {r.name for r in standing} == {"heads-omniglot", "finetune-omniglot"}
+    assert {r.name for r in standing} == {"heads-omniglot", "finetune-omniglot", "protonet-omniglot-ways"}
     for found in standing:
         assert found.config == known[found.stands_on].config
 

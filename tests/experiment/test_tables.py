@@ -16,6 +16,7 @@ from kshot.experiment.recipes.tables import (
     read_results,
     table,
 )
+from kshot.experiment.recipes.ways import WAYS_SHOTS, ways_table
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs/know/omniglot.md"
@@ -94,7 +95,7 @@ def test_one_training_does_not_answer_together(seeds, shown):
     assert ("the seeds together" in text) is shown
 
 
-PAGES = dict.fromkeys(("omniglot", "challenge"), "docs/know/omniglot.md")
+PAGES = dict.fromkeys(("omniglot", "challenge", "ways"), "docs/know/omniglot.md")
 PAGES |= {"sinusoid": "docs/know/sinusoid.md", "sequences": "docs/do/sequences.md"}
 
 
@@ -142,3 +143,15 @@ def test_pages_without_a_place_and_damaged_results(tmp_path):
     (tmp_path / "bad.json").write_text("{")
     with pytest.raises(UserError, match="cannot be read as a result"):
         read_results(tmp_path)
+
+
+def test_a_grid_of_ways_and_shots():
+    cells = [_row(row.name, "protonet", row.test["n_way"], row.test["n_shot"], 0.9) for row in WAYS_SHOTS.rows]
+    cells[-1]["mean"] = 0.5
+    result = _result(WAYS_SHOTS.name, *cells)
+    result[WAYS_SHOTS.name]["protocol"] = "P."
+    text = ways_table(result, recipes())
+    assert _line(text, "| 50-way") == ["50-way", *["90.00 ± 0.10"] * 4, "50.00 ± 0.10"]
+    assert "`protonet-omniglot-ways`. P." in text
+    assert "Without a record yet" not in text
+    assert "protonet-omniglot-ways" not in omniglot_table(result, recipes())

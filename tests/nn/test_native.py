@@ -169,8 +169,31 @@ def test_labels_beyond_the_classes_are_refused(wrong):
             native.Labelled(x, wrong),
             native.Labelled(x, fine),
             [*_parameters(torch.float32), *head],
-            native.Inner(lr=0.1, n_steps=1, first_order=False),
+            _inner(),
         )
+
+
+def _inner(n_steps=1, n_parameters=sum(p.numel() for p in _parameters(torch.float32)) + 2 * 65, **others):
+    rates = torch.full((n_steps, n_parameters), 0.1)
+    return native.Inner(**{"rates": rates, "weights": torch.ones(n_steps), "first_order": False, **others})
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        _inner(n_steps=0),
+        _inner(n_parameters=7),
+        _inner(weights=torch.ones(2)),
+        _inner(rates=_inner().rates.double()),
+        _inner(norms=torch.ones(1, 4, 64)),
+    ],
+)
+def test_an_inner_loop_of_other_shapes_is_refused(wrong):
+    x, y = _drawings(1, 2, torch.float32), torch.tensor([[0, 1]])
+    theta = [*_parameters(torch.float32), torch.zeros(2, 64), torch.zeros(2)]
+    with pytest.raises(ValueError, match="expected rates"):
+        native.maml_losses(native.Labelled(x, y), native.Labelled(x, y), theta, wrong)
 
 
 @needs_compiler

@@ -143,6 +143,18 @@ class Conv4(nn.Module):
                 centre = mean if bias is None else mean + bias.detach()
                 block.norm.average_in(centre, var, count=n_images * side * side)
 
+    def kernel_names(self, prefix: str = "") -> list[str]:
+        """Name what ``kernel_parameters`` lists.
+
+        Args:
+            prefix: put before each name.
+
+        Returns:
+            Names as ``named_parameters`` has them.
+        """
+        kinds = ("conv.weight", "norm.weight", "norm.bias")
+        return [f"{prefix}blocks.{i}.{kind}" for kind in kinds for i in range(len(self.blocks))]
+
     def kernel_parameters(self) -> list[Tensor]:
         """List the parameters that the compiled kernels read.
 

@@ -27,7 +27,7 @@ from typing import Any
 from torch import nn
 
 from kshot.core import Spec, register
-from kshot.engine.inner import Inner, InnerLoop, check_rate
+from kshot.engine.inner import FusedInnerLoop, Inner, check_rate
 
 
 @register(
@@ -35,7 +35,7 @@ from kshot.engine.inner import Inner, InnerLoop, check_rate
     family="gradient",
     paper="Oh, Yoo, Kim, Yun, BOIL: Towards Representation Change for Few-shot Learning, ICLR 2021, arXiv:2008.08882",
 )
-class BOIL(InnerLoop):
+class BOIL(FusedInnerLoop):
     """Body only update in the inner loop.
 
     Args:

@@ -28,15 +28,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from kshot.core import Episode, Spec, register
-from kshot.core.episode import unbind
-from kshot.engine.inner import Inner, InnerLoop, check_rate
-from kshot.nn import native
-from kshot.nn.conv import Conv4
-from kshot.nn.norm import normalisation_of
+from kshot.core import Spec, register
+from kshot.engine.inner import FusedInnerLoop, Inner, check_rate
 
 
 @register(
@@ -44,7 +39,7 @@ from kshot.nn.norm import normalisation_of
     family="gradient",
     paper="Finn, Abbeel, Levine, Model-Agnostic Meta-Learning, ICML 2017, arXiv:1703.03400",
 )
-class MAML(InnerLoop):
+class MAML(FusedInnerLoop):
     """Model-agnostic meta-learning.
 
     Args:
@@ -72,37 +67,6 @@ class MAML(InnerLoop):
         super().__init__(model, n_inner_steps, n_inner_steps_eval, truncate)
         check_rate("inner_lr", inner_lr)
         self.inner_lr, self.first_order = inner_lr, first_order
-
-    @property
-    def fused(self) -> bool:
-        """True if the model is a Conv4 that compiled kernels know and a linear head, while training."""
-        if not (self.training and type(self.model) is nn.Sequential and len(self.model) == 2) or self.truncated:
-            return False
-        backbone, head = self.model
-        return (
-            (isinstance(backbone, Conv4) and type(head) is nn.Linear and head.bias is not None)
-            and normalisation_of(backbone) == "episode"
-            and (head.weight.dtype == next(backbone.parameters()).dtype and backbone.fusable)
-        )
-
-    def fused_losses(self, episodes: Episode) -> Tensor:
-        """Outer losses by compiled kernels, whose gradient runs backward through the steps without a graph.
-
-        Args:
-            episodes: T episodes.
-
-        Returns:
-            (T,) losses.
-        """
-        backbone, head = self.model  # pyright: ignore[reportGeneralTypeIssues]
-        support, query = episodes
-        if support.y.is_floating_point():  # the kernels know cross-entropy only
-            return torch.stack([self.outer_loss(episode) for episode in unbind(episodes)])
-        parameters = [*backbone.kernel_parameters(), head.weight, head.bias]
-        inner = native.Inner(self.inner_lr, self.n_inner_steps, self.first_order)
-        return native.maml_losses(
-            native.Labelled(support.x, support.y), native.Labelled(query.x, query.y), parameters, inner
-        )
 
     @classmethod
     def paper_options(cls, spec: Spec) -> dict[str, Any]:

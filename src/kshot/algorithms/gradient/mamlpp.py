@@ -34,7 +34,7 @@ import torch
 from torch import Tensor, nn
 
 from kshot.core import Episode, Spec, Split, UserError, register, task_loss
-from kshot.engine.inner import Inner, InnerLoop, Named, Weights, check_rate, known, preconditioned, sgd, unrolled
+from kshot.engine.inner import FusedInnerLoop, Inner, Named, Weights, check_rate, known, preconditioned, sgd, unrolled
 from kshot.nn.norm import Norm
 
 #: Least share of 1 / N that an early loss keeps while losses of all steps count (the authors' code).
@@ -47,7 +47,7 @@ _NORMS = (Norm, nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm)
     family="gradient",
     paper="Antoniou, Edwards, Storkey, How to train your MAML, ICLR 2019, arXiv:1810.09502",
 )
-class MAMLpp(InnerLoop):
+class MAMLpp(FusedInnerLoop):
     """MAML++.
 
     Args:
@@ -186,6 +186,28 @@ class MAMLpp(InnerLoop):
             self.outer_steps = self.outer_steps + 1
         v = 1.0 if last_only else importance(n, self.outer_steps - 1, self.multi_step_steps).to(losses[0])
         return (torch.stack(losses) * v).sum()
+
+    def fused_losses(self, episodes: Episode) -> Tensor:
+        """Take the same losses by compiled kernels.
+
+        Args:
+            episodes: T episodes.
+
+        Returns:
+            (T,) losses.
+        """
+        done = self.outer_steps
+        losses = super().fused_losses(episodes)
+        self.outer_steps = done + 1
+        return losses
+
+    def step_weights(self) -> Tensor:
+        """Weigh the losses after the inner steps as annealing has it.
+
+        Returns:
+            v (S,).
+        """
+        return importance(self.n_steps(), self.outer_steps, self.multi_step_steps)
 
     def _of_step(self, weights: Weights, step: int) -> Weights:
         i = min(max(step, 0), self.n_inner_steps - 1)

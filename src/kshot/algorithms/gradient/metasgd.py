@@ -30,7 +30,7 @@ import torch
 from torch import nn
 
 from kshot.core import Spec, UserError, register
-from kshot.engine.inner import Inner, InnerLoop, check_rate
+from kshot.engine.inner import FusedInnerLoop, Inner, check_rate
 
 
 @register(
@@ -38,7 +38,7 @@ from kshot.engine.inner import Inner, InnerLoop, check_rate
     family="gradient",
     paper="Li, Zhou, Chen, Li, Meta-SGD: Learning to Learn Quickly for Few-Shot Learning, 2017, arXiv:1707.09835",
 )
-class MetaSGD(InnerLoop):
+class MetaSGD(FusedInnerLoop):
     """Meta-SGD.
 
     Args:

@@ -1,9 +1,11 @@
 """The inner loop: steps on a task's support set as a pure function of parameters and buffers.
 
 ``weights`` takes tensors out of a network and runs it with others; ``steps`` descends; ``rules`` are its optimisers;
-``recompute`` trades time for memory; ``learner`` is what methods that adapt by gradient steps share.
+``recompute`` trades time for memory; ``learner`` is what methods that adapt by gradient steps share;
+``fused`` has kernels for those that take plain steps.
 """
 
+from kshot.engine.inner.fused import FusedInnerLoop
 from kshot.engine.inner.learner import InnerLoop, check_rate, first_divergence
 from kshot.engine.inner.recompute import Random, recompute_is_on, recomputing, run_twice, unroll
 from kshot.engine.inner.rules import Rates, Rule, adam, clipped, momentum, preconditioned, sgd
@@ -21,6 +23,7 @@ from kshot.engine.inner.weights import (
 )
 
 __all__ = [
+    "FusedInnerLoop",
     "Inner",
     "InnerDivergence",
     "InnerLoop",

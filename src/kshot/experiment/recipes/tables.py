@@ -15,6 +15,7 @@ from kshot.experiment.recipes.challenge import PUBLISHED, trained_on
 from kshot.experiment.recipes.listing import listing, table_line, without_record
 from kshot.experiment.recipes.omniglot import SETTINGS
 from kshot.experiment.recipes.recipe import Recipe
+from kshot.experiment.recipes.ways import is_grid, ways_table
 
 Results = Mapping[str, dict[str, Any]]
 Recipes = Mapping[str, Recipe]
@@ -95,10 +96,9 @@ _SAME = (
 
 
 def _belongs(recipe: Recipe) -> bool:
-    tests = [row.test for row in recipe.rows]
-    return (
-        recipe.config.data == "omniglot" and not recipe.config.data_options and not any("instance" in t for t in tests)
-    )
+    if recipe.config.data != "omniglot" or recipe.config.data_options or is_grid(recipe):
+        return False
+    return not any("instance" in row.test for row in recipe.rows)
 
 
 def _place(lines: dict[_Line, dict[tuple[int, int], dict[str, Any]]], recipe: str, row: dict[str, Any]) -> None:
@@ -180,6 +180,7 @@ def _challenge_line(recipe: Recipe, row: dict[str, Any], result: dict[str, Any])
 TABLES: dict[str, Callable[[Results, Recipes], str]] = {
     "omniglot": omniglot_table,
     "challenge": challenge_table,
+    "ways": ways_table,
     "sinusoid": partial(listing, data=("sinusoid",)),
     "sequences": partial(listing, data=("copy", "repeat_copy", "associative_recall", "ngrams", "priority_sort")),
 }

@@ -30,17 +30,36 @@ class Labelled(NamedTuple):
 
 
 class Inner(NamedTuple):
-    """The inner loop of MAML.
+    """Gradient steps: theta <- theta - rate * gradient, element by element.
 
     Attributes:
-        lr: learning rate.
-        n_steps: gradient steps.
+        rates: one for each of S steps and each of the P parameters in the kernel's order, (S, P).
+        weights: of the loss of the queries after each step, (S,); those of zero cost nothing.
         first_order: leave second derivatives out.
+        norms: scales, then shifts, of the four normalisations for each step, (S, 8, 64); None where they are parameters
+            like all others.
     """
 
-    lr: float
-    n_steps: int
+    rates: Tensor
+    weights: Tensor
     first_order: bool
+    norms: Tensor | None = None
+
+
+class InnerGradient(NamedTuple):
+    """What ``maml_run`` computes.
+
+    Attributes:
+        losses: (T,).
+        parameters: gradient of the mean loss by the parameters, (P,).
+        rates: by the rates, (S, P); None where that was not asked for.
+        norms: by the normalisations of the steps, (S, 8, 64); None where they have none of their own.
+    """
+
+    losses: Tensor
+    parameters: Tensor
+    rates: Tensor | None
+    norms: Tensor | None
 
 
 class Kernel:
@@ -65,12 +84,12 @@ class Kernel:
     def __del__(self) -> None:
         self._function("delete")(self._address)
 
-    def __call__(self, name: str, *args: Tensor | int | float) -> None:
+    def __call__(self, name: str, *args: Tensor | int | float | None) -> None:
         """Call a method of the object.
 
         Args:
             name: of the method.
-            *args: contiguous tensors, passed by address, and numbers.
+            *args: contiguous tensors, passed by address (None is no address), and numbers.
 
         Raises:
             MemoryError: there is none left.
@@ -82,9 +101,9 @@ class Kernel:
         return getattr(self.library, f"{self.kind}_{name}")
 
 
-def _as_c(value: Tensor | int | float) -> ctypes.c_void_p | ctypes.c_int | ctypes.c_double:
-    if isinstance(value, Tensor):
-        return ctypes.c_void_p(value.data_ptr())
+def _as_c(value: Tensor | int | float | None) -> ctypes.c_void_p | ctypes.c_int | ctypes.c_double:
+    if value is None or isinstance(value, Tensor):
+        return ctypes.c_void_p(None if value is None else value.data_ptr())
     return ctypes.c_double(value) if isinstance(value, float) else ctypes.c_int(value)
 
 
@@ -201,26 +220,38 @@ def protonet_run(
 
 
 def maml_run(
-    kernel: Kernel, parameters: Tensor, ways: int, support: Labelled, query: Labelled, inner: Inner, threads: int
-) -> tuple[Tensor, Tensor]:
+    kernel: Kernel,
+    parameters: Tensor,
+    ways: int,
+    support: Labelled,
+    query: Labelled,
+    inner: Inner,
+    threads: int,
+    *,
+    by_rates: bool = False,
+) -> InnerGradient:
     """Compute the outer losses of T tasks and the gradient of their mean.
 
     Args:
         kernel: of kind "maml".
-        parameters: convolutions, scales, shifts, head and its bias, flat.
+        parameters: convolutions, scales, shifts, head and its bias, flat (P,).
         ways: width of the head.
         support: what each task is learnt from.
         query: what it is judged on.
-        inner: the inner loop.
+        inner: the inner loop, of tensors of the type of the parameters.
         threads: how many to use; the results depend on it in the last bits.
+        by_rates: take the gradient by the rates as well.
 
     Returns:
-        Losses (T,), and the gradient, flat.
+        Losses and gradients.
     """
+    rates, norms = inner.rates.contiguous(), None if inner.norms is None else inner.norms.contiguous()
     losses, grad = parameters.new_empty(len(support.x)), torch.empty_like(parameters)
+    grad_rates = torch.empty_like(rates) if by_rates else None
+    grad_norms = None if norms is None else torch.empty_like(norms)
     examples: list[Tensor | int] = []
     for part in (support, query):
         examples += [part.x.contiguous(), part.y.to(torch.int32).contiguous(), part.x.shape[1]]
-    loop = (inner.n_steps, float(inner.lr), int(not inner.first_order))
-    kernel("run", parameters, ways, *examples, len(losses), *loop, losses, grad, threads)
-    return losses, grad
+    loop = (len(rates), int(not inner.first_order), rates, norms, inner.weights.contiguous())
+    kernel("run", parameters, ways, *examples, len(losses), *loop, losses, grad, grad_rates, grad_norms, threads)
+    return InnerGradient(losses, grad, grad_rates, grad_norms)

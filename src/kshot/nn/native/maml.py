@@ -1,4 +1,4 @@
-"""The outer losses of MAML on Conv4 with a linear head and their gradient through the inner steps, as one operation."""
+"""The outer losses of gradient steps on Conv4 with a linear head, and their gradient through them, as one operation."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from torch import Tensor
 from kshot.nn.native import conv4
 from kshot.nn.native.build import library
 from kshot.nn.native.gradient import with_gradient
-from kshot.nn.native.kernels import N_FILTERS, Inner, Labelled, Pool, maml_run
+from kshot.nn.native.kernels import N_FILTERS, SIDES, Inner, Labelled, Pool, maml_run
 
 _pool = Pool("maml")
 
 
 def maml_losses(support: Labelled, query: Labelled, parameters: Sequence[Tensor], inner: Inner) -> Tensor:
-    """Query losses after the inner steps.
+    """Losses of the queries after the inner steps.
 
     Memory is about 300 kB for each support image, inner step and thread (float32), whatever the number of tasks.
 
@@ -27,13 +27,15 @@ def maml_losses(support: Labelled, query: Labelled, parameters: Sequence[Tensor]
         inner: the inner loop.
 
     Returns:
-        (T,) losses; only their mean, or another multiple of their sum, can be differentiated, once.
+        (T,) losses, sums over the steps where those weigh; only their mean, or another multiple of their sum, can be
+        differentiated, once: by parameters, rates and normalisations.
 
     Raises:
         ValueError: shapes, types or labels are none that the kernel knows.
     """
     ways = parameters[-1].numel()
-    conv4.check_parameters(parameters, [*conv4.SHAPES, (ways, N_FILTERS), (ways,)], support.x.dtype)
+    shapes = [*conv4.SHAPES, (ways, N_FILTERS), (ways,)]
+    conv4.check_parameters(parameters, shapes, support.x.dtype)
     for part in (support, query):
         conv4.check_images(part.x)
         conv4.check_labels(part.y, tuple(part.x.shape[:2]), ways)
@@ -42,11 +44,29 @@ def maml_losses(support: Labelled, query: Labelled, parameters: Sequence[Tensor]
             f"expected support and queries of as many tasks and one type, got {len(support.x)} of {support.x.dtype} "
             f"and {len(query.x)} of {query.x.dtype}"
         )
+    _check(inner, sum(torch.Size(shape).numel() for shape in shapes), support.x.dtype)
+    learned = [t for t in (inner.rates, inner.norms) if t is not None and t.requires_grad]
 
     def run(flat: Tensor) -> tuple[Tensor, Tensor]:
-        kernel = _pool.take(library(flat.dtype))
-        found = maml_run(kernel, flat, ways, support, query, inner, torch.get_num_threads())
+        kernel, by_rates = _pool.take(library(flat.dtype)), inner.rates.requires_grad
+        theta, threads = flat[: inner.rates.shape[1]], torch.get_num_threads()
+        found = maml_run(kernel, theta, ways, support, query, inner, threads, by_rates=by_rates)
         _pool.put_back(kernel)
-        return found
+        by_norms = found.norms if inner.norms is not None and inner.norms.requires_grad else None
+        several = [g.reshape(-1) for g in (found.parameters, found.rates, by_norms) if g is not None]
+        return found.losses, torch.cat(several)
 
-    return with_gradient(run, parameters)
+    return with_gradient(run, [*parameters, *learned])
+
+
+def _check(inner: Inner, n_parameters: int, dtype: torch.dtype) -> None:
+    n_steps = len(inner.rates)
+    expected = [(n_steps, n_parameters), (n_steps,), (n_steps, 2 * len(SIDES), N_FILTERS)]
+    given = [t for t in (inner.rates, inner.weights, inner.norms) if t is not None]
+    kinds = {(t.dtype, t.device.type) for t in given}
+    shapes = [tuple(t.shape) for t in given]
+    if shapes != expected[: len(given)] or kinds != {(dtype, "cpu")} or n_steps == 0:
+        raise ValueError(
+            f"expected rates, weights (and normalisations) of shapes {expected} in {dtype} on the CPU, got {shapes} in "
+            f"{sorted(map(str, kinds))}"
+        )

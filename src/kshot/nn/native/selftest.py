@@ -18,7 +18,7 @@ WAYS = 2
 SHAPES = [(64, 1, 3, 3), *[(64, 64, 3, 3)] * 3, *[(64,)] * 8, (WAYS, 64), (WAYS,)]
 # Gradients in float32 may rightly differ more, where two pixels of a pooling window are nearly equal.
 TOLERANCE = {torch.float64: (1e-10, 1e-10), torch.float32: (1e-4, 1e-2)}  # values, gradients
-INNER = Inner(lr=0.1, n_steps=1, first_order=False)
+RATE = 0.1
 
 
 def failure(library: ctypes.CDLL, dtype: torch.dtype) -> str:
@@ -75,7 +75,7 @@ def _expected(parameters: list[Tensor], images: Tensor) -> dict[str, Tensor]:
         return F.cross_entropy(F.linear(_embed(theta, part.x[0]), *theta[12:]), part.y[0])
 
     step = torch.autograd.grad(loss(parameters, support), parameters, create_graph=True)
-    adapted = [p - INNER.lr * g for p, g in zip(parameters, step, strict=True)]
+    adapted = [p - RATE * g for p, g in zip(parameters, step, strict=True)]
     outer = loss(adapted, query)
     by_maml = torch.autograd.grad(outer, parameters)
     return {
@@ -92,9 +92,11 @@ def _got(library: ctypes.CDLL, parameters: list[Tensor], images: Tensor) -> dict
     features, _, _ = trunk_forward(kernel, flat, images, threads=2)
     by_trunk = trunk_backward(kernel, 2 * features, len(flat))
     support, query = _examples(images)
-    maml = Kernel(library, "maml")
-    losses, by_maml = maml_run(maml, _flat(parameters), WAYS, support, query, INNER, threads=1)
-    return {"features": features, "trunk gradient": by_trunk, "MAML loss": losses, "MAML gradient": by_maml}
+    theta = _flat(parameters)
+    inner = Inner(torch.full_like(theta, RATE).unsqueeze(0), theta.new_ones(1), first_order=False)
+    found = maml_run(Kernel(library, "maml"), theta, WAYS, support, query, inner, threads=1)
+    by_maml = {"MAML loss": found.losses, "MAML gradient": found.parameters}
+    return {"features": features, "trunk gradient": by_trunk, **by_maml}
 
 
 def _flat(tensors: list[Tensor] | tuple[Tensor, ...]) -> Tensor:

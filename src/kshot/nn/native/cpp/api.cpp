@@ -66,10 +66,11 @@ KSHOT_EXPORT void maml_delete(Maml* maml) {
 
 KSHOT_EXPORT int maml_run(Maml* maml, const Real* parameters, int ways, const Real* support_x, const int* support_y,
                           int n_support, const Real* query_x, const int* query_y, int n_query, int n_tasks, int steps,
-                          double lr, int second_order, Real* losses, Real* grad, int threads) {
+                          int second_order, const Real* rates, const Real* norms, const Real* weights, Real* losses,
+                          Real* grad, Real* grad_rates, Real* grad_norms, int threads) {
     return guarded([&] {
         maml->run(parameters, ways, {support_x, support_y, n_support}, {query_x, query_y, n_query}, n_tasks,
-                  {steps, lr, second_order != 0}, losses, grad, threads);
+                  {steps, second_order != 0, rates, norms, weights}, losses, {grad, grad_rates, grad_norms}, threads);
     });
 }
 

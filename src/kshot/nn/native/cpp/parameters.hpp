@@ -106,6 +106,7 @@ class Parameters {
     // The vector is not copied, and must live as long.
     void set(const T* flat, int threads = 1) {
         flat_ = flat;
+        norms_ = flat + layout::scale(0);
         arena_.lay_out([&](Cursor& cursor) {
             for (int block = 1; block < kBlocks; ++block) {
                 forward_[block] = cursor.take<T>(frequency_size(block));
@@ -125,10 +126,13 @@ class Parameters {
         });
     }
 
+    // Takes scales and shifts from elsewhere, laid out alike, until the next call of either.
+    void use_norms(const T* norms) { norms_ = norms; }
+
     const T* flat() const { return flat_; }
     const T* conv(int block) const { return flat_ + layout::conv(block); }
-    const T* scale(int block) const { return flat_ + layout::scale(block); }
-    const T* shift(int block) const { return flat_ + layout::shift(block); }
+    const T* scale(int block) const { return norms_ + block * kChannels; }
+    const T* shift(int block) const { return norms_ + (kBlocks + block) * kChannels; }
     const T* head() const { return flat_ + layout::head; }
 
     // In the frequency domain: [frequency][in][out] for the forward pass, [frequency][out][in] for the backward pass.
@@ -137,6 +141,7 @@ class Parameters {
 
   private:
     const T* flat_ = nullptr;
+    const T* norms_ = nullptr;
     T* forward_[kBlocks] = {};
     T* backward_[kBlocks] = {};
     T* turned_[kBlocks] = {};

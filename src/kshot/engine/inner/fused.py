@@ -1,0 +1,106 @@
+"""Inner loops by compiled kernels: of methods that take plain gradient steps, at whatever rates, on a Conv4.
+
+MAML, Meta-SGD, BOIL and MAML++ differ in their rates, in what adapts, in normalisations that belong to a step, and in
+how the losses after the steps weigh. The kernels know all of that; second derivatives need no graph there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from kshot.core import Episode
+from kshot.core.episode import unbind
+from kshot.engine.inner.learner import InnerLoop
+from kshot.engine.inner.rules import rate_at
+from kshot.engine.inner.steps import Inner, matching
+from kshot.engine.inner.weights import replace_buffers, weights_of
+from kshot.nn import native
+from kshot.nn.conv import Conv4
+from kshot.nn.norm import normalisation_of
+
+
+class FusedInnerLoop(InnerLoop):
+    """An inner loop of plain gradient steps, whose outer gradient kernels compute where the network is one of theirs.
+
+    ``inner`` says all that they need; its rule must be plain descent.
+    """
+
+    @property
+    def fused(self) -> bool:
+        """True if the model is a Conv4 that compiled kernels know and a linear head, while training."""
+        if not (self.training and type(self.model) is nn.Sequential and len(self.model) == 2) or self.truncated:
+            return False
+        backbone, head = self.model
+        return (
+            (isinstance(backbone, Conv4) and type(head) is nn.Linear and head.bias is not None)
+            and normalisation_of(backbone) == "episode"
+            and (head.weight.dtype == next(backbone.parameters()).dtype and backbone.fusable)
+        )
+
+    def fused_losses(self, episodes: Episode) -> Tensor:
+        """Outer losses by compiled kernels, whose gradient runs backward through the steps without a graph.
+
+        Args:
+            episodes: T episodes.
+
+        Returns:
+            (T,) losses.
+        """
+        if episodes.support.y.is_floating_point():  # the kernels know cross-entropy only
+            return self._one_by_one(episodes)
+        backbone, head = self.model  # pyright: ignore[reportGeneralTypeIssues]
+        named = dict(zip(backbone.kernel_names("0."), backbone.kernel_parameters(), strict=True))
+        named |= {"1.weight": head.weight, "1.bias": head.bias}
+        norms, parameters = _norms_of_steps(named)
+        settings = self.inner(self.n_steps())
+        weights = self.step_weights().to(head.weight.dtype)
+        rates = self._rates(settings, parameters)
+        inner = native.Inner(rates, weights, settings.first_order, norms)
+        support, query = (native.Labelled(part.x, part.y) for part in episodes)
+        return native.maml_losses(support, query, list(parameters.values()), inner)
+
+    def step_weights(self) -> Tensor:
+        """Weigh the losses of the queries after the inner steps.
+
+        Returns:
+            (S,), by default the last alone.
+        """
+        weights = torch.zeros(self.n_steps())
+        weights[-1] = 1
+        return weights
+
+    def _one_by_one(self, episodes: Episode) -> Tensor:
+        # Every task starts from the same buffers.
+        before, losses = weights_of(self).buffers, []
+        for episode in unbind(episodes):
+            replace_buffers(self, before)
+            losses.append(self.outer_loss(episode))
+        return torch.stack(losses)
+
+    def _rates(self, settings: Inner, parameters: dict[str, Tensor]) -> Tensor:
+        # (S, P), of parameters in the kernel's order.
+        moving = set(matching(weights_of(self.model).params, settings.adapted))
+
+        def of_step(i: int) -> Tensor:
+            rate = rate_at(settings.lr, i)
+            return torch.cat([_spread(rate(k) if k in moving else 0.0, p) for k, p in parameters.items()])
+
+        several = isinstance(settings.lr, Sequence)
+        steps = [of_step(i) for i in range(settings.n_steps if several else 1)]
+        return torch.stack(steps).expand(settings.n_steps, -1)
+
+
+def _norms_of_steps(named: dict[str, Tensor]) -> tuple[Tensor | None, dict[str, Tensor]]:
+    # Scales and shifts with an axis of steps, (S, 8, 64), and all parameters without one.
+    per_step = {k: p for k, p in named.items() if ".norm." in k and p.ndim == 2}
+    norms = torch.stack(list(per_step.values()), 1) if per_step else None
+    return norms, {k: p[0].detach() if k in per_step else p for k, p in named.items()}
+
+
+def _spread(rate: float | Tensor, p: Tensor) -> Tensor:
+    if isinstance(rate, Tensor):
+        return rate.to(p.dtype).expand(p.shape).reshape(-1)
+    return torch.full((p.numel(),), rate, dtype=p.dtype)
