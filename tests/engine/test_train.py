@@ -234,6 +234,21 @@ def test_the_first_of_equal_validations_is_the_best(toy: Any) -> None:
     assert progress.best_step == 3
 
 
+def test_a_validation_without_finite_answers_is_worse_than_any(toy: Any, tmp_path: Path) -> None:
+    events = toy.Events()
+    validate = validation(-math.inf, 2.0, -math.inf, 1.0)
+    progress = toy.trainer(out=tmp_path, validate=validate, validate_every=3, on_event=events).fit()
+    assert (progress.best, progress.best_step) == (2.0, 6)
+    assert [s for s, v in events.named("warning") if "finite" in v["message"]] == [3, 9]
+    assert load_tree(Checkpoints(tmp_path / "checkpoints").best)["val"] == 2.0
+
+
+def test_without_one_finite_validation_there_is_no_best(toy: Any, tmp_path: Path) -> None:
+    progress = toy.trainer(out=tmp_path, validate=lambda learner: -math.inf, validate_every=3).fit()
+    assert progress.best is None
+    assert not Checkpoints(tmp_path / "checkpoints").best.exists()
+
+
 def test_the_last_step_is_validated(toy: Any) -> None:
     events = toy.Events()
     toy.trainer(steps=7, validate=validation(1, 2), validate_every=5, on_event=events).fit()

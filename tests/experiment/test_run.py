@@ -194,3 +194,17 @@ def test_precision_for_gradient_checks_is_no_precision_for_runs(tmp_path):
     config = dataclasses.replace(TINY, where=dataclasses.replace(TINY.where, precision="64-true"))
     with pytest.raises(UserError, match="use 32-true"):
         train_run(config, tmp_path / "a")
+
+
+def test_a_validation_with_infinite_answers_does_not_end_a_training(tmp_path):
+    # A step of this rate blows the network up in the validation alone, which takes many more of them.
+    options = {"n_inner_steps_eval": 40, "inner_lr": 1.0}
+    warnings = []
+    outcome = train_run(
+        dataclasses.replace(TINY, options=options, evaluation=EvalConfig(eval_episodes=0, val_episodes=4)),
+        tmp_path / "a",
+        on_event=lambda name, step, values: warnings.append(values["message"]) if name == "warning" else None,
+    )
+    assert outcome.progress.stopped == "done"
+    assert outcome.progress.best is None
+    assert any("validation at step 3" in message for message in warnings)

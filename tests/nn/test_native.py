@@ -173,7 +173,10 @@ def test_labels_beyond_the_classes_are_refused(wrong):
         )
 
 
-def _inner(n_steps=1, n_parameters=sum(p.numel() for p in _parameters(torch.float32)) + 2 * 65, **others):
+N_PARAMETERS = sum(p.numel() for p in _parameters(torch.float32)) + 2 * 65  # with a head of two classes
+
+
+def _inner(n_steps=1, n_parameters=N_PARAMETERS, **others):
     rates = torch.full((n_steps, n_parameters), 0.1)
     return native.Inner(**{"rates": rates, "weights": torch.ones(n_steps), "first_order": False, **others})
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Iterator
@@ -170,7 +171,7 @@ class RunView:
         elif name == "validate":
             # Errors come with their sign turned, so that higher is better.
             value = values["val"] if higher_is_better(self._metric) else -values["val"]
-            self._best = f"val {score(value, self._metric)}"
+            self._best = f"val {score(value, self._metric)}" if math.isfinite(value) else "val not finite"
         elif name == "warning":
             self.display.say(f"warning: {values['message']}")
         elif name == "test":

@@ -11,6 +11,10 @@ class UserError(ValueError):
     """
 
 
+class NotFiniteError(UserError):
+    """A learner answered with NaN or infinity."""
+
+
 class DivergedError(ArithmeticError):
     """Training produced a loss or a gradient that is not finite.
 

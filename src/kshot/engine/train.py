@@ -28,6 +28,7 @@ from kshot.engine.outer import clip, make_optimiser, rate_factor, rate_groups
 from kshot.engine.processes import end_idle
 
 WITHOUT_COMPILER = "no working C++ compiler was found, so steps are not compiled; install one, or leave --compile off"
+WITHOUT_ANSWERS = "not all answers of the validation at step {step} were finite; it counts as worse than any other"
 ADVICE = "the last good checkpoint is kept. Try a smaller outer_lr or inner_lr, clip_norm=10, or fewer inner steps"
 
 
@@ -80,7 +81,8 @@ class Trainer:
         config: settings.
         fabric: device, precision and processes, launched; by default one process on the CPU.
         out: run folder for checkpoints; None to keep everything in memory.
-        validate: scores the learner, higher is better; called with the learner in evaluation mode.
+        validate: scores the learner, higher is better, minus infinity where it has no finite answer; called with the
+            learner in evaluation mode.
         on_event: told of "start", "step", "validate", "checkpoint" and "warning", with the step and some values.
         logs: where metrics go.
     """
@@ -280,7 +282,9 @@ class Trainer:
         value = self.fabric.broadcast(value)
         p = self.progress
         p.bad += 1
-        if p.best is None or value > p.best:
+        if value == -math.inf:
+            self.on_event("warning", p.step, {"message": WITHOUT_ANSWERS.format(step=p.step)})
+        if value > (-math.inf if p.best is None else p.best):
             p.best, p.best_step, p.bad = value, p.step, 0
             if self.checkpoints and self.fabric.is_global_zero:
                 save_tree(self.checkpoints.best, {"learner": self.learner.state_dict(), "step": p.step, "val": value})

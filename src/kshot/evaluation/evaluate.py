@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from kshot.core import Episode, Learner, Spec, Split, Tree, UserError
 from kshot.core.checks import check_episode
 from kshot.core.episode import n_tasks, select, unbind
+from kshot.core.errors import NotFiniteError
 from kshot.data.source import TaskSource
 from kshot.evaluation import metrics
 from kshot.evaluation.draw import Draw
@@ -306,7 +307,7 @@ def _check_answer(prediction: Tensor, expected: tuple[int, int], learner: Learne
         )
     bad = ~torch.isfinite(prediction).flatten(1).all(1)
     if bool(bad.any()):
-        raise UserError(
+        raise NotFiniteError(
             f"{name} answered with NaN or infinity on episode {first_episode + int(bad.nonzero()[0])}; "
             "expected finite predictions: use an earlier checkpoint, a smaller inner_lr or fewer inner steps"
         )

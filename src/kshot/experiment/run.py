@@ -7,6 +7,7 @@ The folder holds ``config.toml`` (resolved; it repeats the run), ``metrics.csv``
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from lightning_fabric import Fabric
 from kshot.core import Learner, UserError, generator
 from kshot.core.checks import check_episode, check_split
 from kshot.core.episode import select
+from kshot.core.errors import NotFiniteError
 from kshot.data.class_batches import ClassBatches
 from kshot.data.download import OnProgress
 from kshot.data.loader import EpisodeLoader
@@ -170,7 +172,10 @@ def _logs(out: Path, config: RunConfig) -> list[Log]:
 
 def _validation(learner: Learner, source: TaskSource, config: RunConfig) -> float:
     # Validation has episodes of its own, the same ones every time, so that its values can be compared.
-    scores = evaluate(learner, source, n_episodes=config.evaluation.val_episodes, seed=config.train.seed + 1)
+    try:
+        scores = evaluate(learner, source, n_episodes=config.evaluation.val_episodes, seed=config.train.seed + 1)
+    except NotFiniteError:
+        return -math.inf  # training may well find its way back; the trainer says so
     return scores.estimate.mean if higher_is_better(scores.metric) else -scores.estimate.mean
 
 
