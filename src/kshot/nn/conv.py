@@ -44,7 +44,18 @@ class ConvBlock(nn.Module):
         Returns:
             (..., out_channels, about H / 2, about W / 2).
         """
-        x = self.norm(_conv(self.conv, x))
+        return self.after(_conv(self.conv, x))
+
+    def after(self, x: Tensor) -> Tensor:
+        """Apply what comes after the convolution.
+
+        Args:
+            x: (N, out_channels, H, W), or (T, N, out_channels, H, W) for T tasks.
+
+        Returns:
+            (..., out_channels, about H / 2, about W / 2).
+        """
+        x = self.norm(x)
         if not self.pool:
             return F.relu(x)
         # Max-pooling commutes with ReLU exactly, and pooling first leaves a quarter of the work.

@@ -39,7 +39,7 @@ from kshot.nn.norm import Norm, normalisation_of
 
 
 class Relation(nn.Module):
-    """Scores pairs of feature maps or vectors.
+    """Scores feature maps or vectors of queries against those of classes.
 
     Args:
         shape: of one feature map (C, h, w), or (D,) of a vector.
@@ -59,17 +59,32 @@ class Relation(nn.Module):
             self.trunk = nn.Sequential(nn.Linear(2 * channels, width), Norm(width, normalisation), nn.ReLU())
         self.hidden, self.out = nn.Linear(width, n_hidden), nn.Linear(n_hidden, 1)
 
-    def forward(self, pairs: Tensor) -> Tensor:
-        """Score pairs.
+    def forward(self, sides: tuple[Tensor, Tensor]) -> Tensor:
+        """Score every query against every class.
 
         Args:
-            pairs: flattened features of both (P, 2, D).
+            sides: flattened features of classes (W, D) and of queries (Q, D).
 
         Returns:
-            (P,).
+            (Q, W).
         """
-        side_by_side = pairs.reshape(-1, 2 * self.shape[0], *self.shape[1:])
-        return self.out(F.relu(self.hidden(self.trunk(side_by_side)))).squeeze(-1)
+        classes, z = (side.view(-1, *self.shape) for side in sides)
+        first, *others = self.trunk
+        if isinstance(first, ConvBlock):
+            of_classes, of_queries = first.conv.weight.chunk(2, 1)
+            left = F.conv2d(classes, of_classes, first.conv.bias, padding=1)
+            joined = first.after(_every_pair(left, F.conv2d(z, of_queries, padding=1)))
+        else:
+            of_classes, of_queries = first.weight.chunk(2, 1)
+            joined = _every_pair(F.linear(classes, of_classes, first.bias), F.linear(z, of_queries))
+        for layer in others:
+            joined = layer(joined)
+        return self.out(F.relu(self.hidden(joined))).view(len(z), -1)
+
+
+def _every_pair(classes: Tensor, z: Tensor) -> Tensor:
+    # A linear map of two things side by side is a sum over both: taken of W + Q of them, and not of W * Q pairs.
+    return (classes.unsqueeze(0) + z.unsqueeze(1)).flatten(0, 1)
 
 
 @register(
@@ -83,7 +98,7 @@ class RelationNet(EmbeddingLearner):
 
     Args:
         backbone: maps (N, ...) to flattened features (N, D).
-        relation: maps pairs of flattened features (P, 2, D) to scores (P,).
+        relation: maps flattened features of classes and of queries, a tuple of (W, D) and (Q, D), to scores (Q, W).
     """
 
     def __init__(self, backbone: nn.Module, relation: nn.Module) -> None:
@@ -136,7 +151,7 @@ class RelationNet(EmbeddingLearner):
         Returns:
             Logits (Q, W).
         """
-        return call(self.relation, weights_of(self.relation), pairs(head, z))[0].view(len(z), len(head))
+        return call(self.relation, weights_of(self.relation), (head, z))[0]
 
     def head_loss(self, support: Labelled, query: Labelled) -> Tensor:
         """Mean squared error of relation scores to 1 (same class) and 0 (Eq. 2).
@@ -149,20 +164,5 @@ class RelationNet(EmbeddingLearner):
             A scalar.
         """
         # Called as it is, so that its running statistics see the pairs.
-        scores = torch.sigmoid(self.relation(pairs(self.fit_head(support), query.z))).view(len(query.z), -1)
+        scores = torch.sigmoid(self.relation((self.fit_head(support), query.z)))
         return F.mse_loss(scores, memberships(query.y, query.ways, scores.dtype))
-
-
-def pairs(classes: Tensor, z: Tensor) -> Tensor:
-    """Put every query beside every class.
-
-    Args:
-        classes: (W, D).
-        z: (Q, D).
-
-    Returns:
-        (Q * W, 2, D).
-    """
-    n, ways = len(z), len(classes)
-    both = torch.stack([classes.unsqueeze(0).expand(n, -1, -1), z.unsqueeze(1).expand(-1, ways, -1)], 2)
-    return both.flatten(0, 1)

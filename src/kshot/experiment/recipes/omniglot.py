@@ -170,8 +170,8 @@ RECIPES = (
     _metric("matching", (20, 1, 5, 1), 10_000, recipe="matching-fce-omniglot", fce=True),
     _metric(
         "relation",
-        (5, 1, 19, 1),
-        2_000,
+        (20, 1, 5, 1),
+        3_500,
         (0.996, 0.998, 0.976, 0.991),
         _FROM_MEMORY,
         network={"downsample": "first2"},
