@@ -75,8 +75,9 @@ class Relation(nn.Module):
             left = F.conv2d(classes, of_classes, first.conv.bias, padding=1)
             joined = first.after(_every_pair(left, F.conv2d(z, of_queries, padding=1)))
         else:
-            of_classes, of_queries = first.weight.chunk(2, 1)
-            joined = _every_pair(F.linear(classes, of_classes, first.bias), F.linear(z, of_queries))
+            of_classes, of_queries = first.weight.chunk(2, 1)  # pyright: ignore[reportCallIssue]
+            left = F.linear(classes, of_classes, first.bias)  # pyright: ignore[reportArgumentType]
+            joined = _every_pair(left, F.linear(z, of_queries))
         for layer in others:
             joined = layer(joined)
         return self.out(F.relu(self.hidden(joined))).view(len(z), -1)
