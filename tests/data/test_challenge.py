@@ -91,7 +91,7 @@ def test_a_damaged_archive_is_refused(tmp_path: Path) -> None:
 
 
 def test_sizes_and_splits(source: challenge.ChallengeTasks, packed: Path) -> None:
-    with pytest.raises(UserError, match="expected image_size 28, 42, 56, 105"):
+    with pytest.raises(UserError, match="expected image_size 20, 28, 42, 56, 105"):
         challenge.challenge_tasks("meta_test", name="x", root=packed.parents[1], image_size=30)  # pyright: ignore[reportArgumentType]
     with pytest.raises(UserError, match="unknown split of omniglot_challenge 'meta_train'"):
         catalog.open_source("omniglot_challenge", "meta_train", n_way=5, n_shot=1, n_query=1)

@@ -292,7 +292,7 @@ def test_absent_offline_names_file_and_address(tmp_path: Path, monkeypatch: pyte
         ("test", {}, "unknown split of omniglot 'test'.*Known: meta_train, meta_val, meta_test"),
         ("meta_test", {"scheme": "vinyal"}, "did you mean 'vinyals'"),
         ("meta_test", {"downscale": "bicubic"}, "Known: area, nearest"),
-        ("meta_test", {"image_size": 32}, "expected image_size 28, 42, 56, 105 for Omniglot, got 32"),
+        ("meta_test", {"image_size": 32}, "expected image_size 20, 28, 42, 56, 105 for Omniglot, got 32"),
     ],
 )
 def test_unknown_options(tiny: Path, split: str, options: dict, message: str) -> None:

@@ -126,7 +126,7 @@ class ChallengeTasks(TaskSource):
 
     Args:
         trials: the decoded archive.
-        image_size: side in pixels: 28, 42, 56 or 105.
+        image_size: side in pixels: 20, 28, 42, 56 or 105.
         downscale: see ``kshot.data.omniglot.omniglot_images``.
         name: the data set's name.
     """
@@ -217,7 +217,7 @@ def challenge_tasks(
     name: str,
     root: Path | str | None = None,
     on_progress: OnProgress | None = None,
-    image_size: Literal[28, 42, 56, 105] = 28,
+    image_size: Literal[20, 28, 42, 56, 105] = 28,
     downscale: Literal["area", "nearest"] = "area",
 ) -> ChallengeTasks:
     """Open the challenge: always all 400 trials, 20-way 1-shot, one query each, whatever ways and shots are asked.
@@ -227,7 +227,7 @@ def challenge_tasks(
         name: of the data set.
         root: the data root, see ``store.data_root``.
         on_progress: called during a download.
-        image_size: side in pixels: 28, 42, 56 or 105.
+        image_size: side in pixels: 20, 28, 42, 56 or 105.
         downscale: see ``kshot.data.omniglot.omniglot_images``.
 
     Returns:

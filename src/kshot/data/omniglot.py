@@ -42,7 +42,7 @@ SPLITS = ("meta_train", "meta_val", "meta_test")
 SCHEMES = ("vinyals", "lake", "small1", "small2")
 DOWNSCALES = ("area", "nearest")
 #: Sides in pixels; 105 is that of the archives.
-SIZES = (28, 42, 56, 105)
+SIZES = (20, 28, 42, 56, 105)
 
 _SIDE = 105
 _ADDRESS = "https://raw.githubusercontent.com/brendenlake/omniglot/master/python"
@@ -194,7 +194,7 @@ def omniglot_images(
     root: Path | str | None = None,
     on_progress: OnProgress | None = None,
     scheme: Literal["vinyals", "lake", "small1", "small2"] = "vinyals",
-    image_size: Literal[28, 42, 56, 105] = 28,
+    image_size: Literal[20, 28, 42, 56, 105] = 28,
     rotations: bool | None = None,
     trainval: bool = False,
     downscale: Literal["area", "nearest"] = "area",
@@ -208,7 +208,7 @@ def omniglot_images(
         root: the data root, see ``store.data_root``.
         on_progress: called during a download.
         scheme: how classes are split, see the module.
-        image_size: side in pixels: 28, 42, 56 or 105.
+        image_size: side in pixels: 20, 28, 42, 56 or 105.
         rotations: True to add each character's quarter turns as classes of their own, in every split; None for True in
             the scheme vinyals, False in the others.
         trainval: True to add the classes of meta_val to meta_train, as for the final runs of Prototypical Networks.

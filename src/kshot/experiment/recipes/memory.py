@@ -178,14 +178,15 @@ _MANN = Recipe(
         evaluation=EvalConfig(eval_episodes=0, val_episodes=100),
         network=BackboneConfig(backbone="none"),
         train=TrainConfig(
-            steps=10_000,
+            steps=40_000,
             outer_lr=1e-3,
             schedule="cosine",
             clip_norm=10.0,
             batching="fused",
-            validate_every=500,
-            checkpoint_every=250,
+            validate_every=1000,
+            checkpoint_every=500,
         ),
+        data_options={"image_size": 20, "augment": "affine"},
     ),
     rows=(
         _instance("1st", 1),
@@ -194,9 +195,9 @@ _MANN = Recipe(
         _instance("10th", 10),
     ),
     protocol="Pixels straight into the controller; sequences of ten examples of each of five classes, mixed, judged at "
-    "every step. 160,000 sequences by Adam, 16 at a time, its rate falling to zero by a cosine; the paper has 100,000 "
-    "episodes by RMSProp. The best step by accuracy from one example of each class on meta_val is tested. Images are "
-    "28 x 28, where the paper's are 20 x 20.",
+    "every step. 640,000 sequences by Adam, 16 at a time, its rate falling to zero by a cosine; the paper has 100,000 "
+    "episodes by RMSProp. The best step by accuracy from one example of each class on meta_val is tested. Training "
+    "images are turned, sheared, scaled and shifted a little; the paper turns and shifts them.",
 )
 
 _MISHRA = "Mishra et al. 2018, arXiv:1707.03141, Table 1"

@@ -9,8 +9,7 @@
 
 namespace kshot {
 
-// Added to squared norms of rows and keys, and to weightings before their logarithm; as in kshot.nn.memory.ntm.
-constexpr double kSquareFloor = 1e-6;
+// Added to weightings before their logarithm, as in kshot.nn.memory.ntm.
 constexpr double kWeightFloor = 1e-16;
 
 // One head's parameters after their squashing, in the order in which the controller emits them.

@@ -1,9 +1,10 @@
 // What Python calls, through ctypes. Compiled once for each type of number, which -DKSHOT_REAL=... names.
 //
-// Trunk, Maml and Ntm objects keep their memory between calls; each is for one call at a time. Functions that compute return
+// Trunk, Maml, Ntm and Lrua objects keep their memory between calls; each is for one call at a time. Functions that compute return
 // 0, or 1 when memory ran out.
 #include <new>
 
+#include "lrua.hpp"
 #include "maml.hpp"
 #include "ntm.hpp"
 #include "trunk.hpp"
@@ -16,6 +17,7 @@ using Real = KSHOT_REAL;
 using Trunk = kshot::Trunk<Real>;
 using Maml = kshot::Maml<Real>;
 using Ntm = kshot::Ntm<Real>;
+using Lrua = kshot::Lrua<Real>;
 
 template <class Work>
 int guarded(Work work) {
@@ -100,5 +102,34 @@ KSHOT_EXPORT int ntm_backward(Ntm* ntm, const Real* d_features, const Real* d_en
     return guarded([&] {
         ntm->backward(d_features, {nullptr, d_end_c, nullptr, d_end_w, d_end_memory}, d_sums, d_emitted,
                       {d_h, d_c, d_r, d_w, d_memory});
+    });
+}
+
+KSHOT_EXPORT Lrua* lrua_new() {
+    return new (std::nothrow) Lrua;
+}
+
+KSHOT_EXPORT void lrua_delete(Lrua* lrua) {
+    delete lrua;
+}
+
+KSHOT_EXPORT int lrua_forward(Lrua* lrua, int hidden, int heads, int slots, int width, int steps, int sequences,
+                              double decay, const Real* sums, const Real* recurs, const Real* asks, const Real* b_asks,
+                              const Real* h, const Real* c, const Real* memory, const Real* reading, const Real* usage,
+                              const Real* read, Real* features, Real* end_c, Real* end_memory, Real* end_reading,
+                              Real* end_usage, int keep, int threads) {
+    return guarded([&] {
+        lrua->forward({hidden, heads, slots, width}, steps, sequences, Real(decay), sums, {recurs, asks, b_asks},
+                      {h, c, memory, reading, usage, read}, features,
+                      {nullptr, end_c, end_memory, end_reading, end_usage, nullptr}, keep != 0, threads);
+    });
+}
+
+KSHOT_EXPORT int lrua_backward(Lrua* lrua, const Real* d_features, const Real* d_end_c, const Real* d_end_memory,
+                               const Real* d_end_reading, const Real* d_end_usage, Real* d_sums, Real* d_asked,
+                               Real* d_h, Real* d_c, Real* d_memory, Real* d_reading, Real* d_usage, Real* d_read) {
+    return guarded([&] {
+        lrua->backward(d_features, {nullptr, d_end_c, d_end_memory, d_end_reading, d_end_usage, nullptr}, d_sums,
+                       d_asked, {d_h, d_c, d_memory, d_reading, d_usage, d_read});
     });
 }

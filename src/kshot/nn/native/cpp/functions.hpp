@@ -8,6 +8,9 @@
 
 namespace kshot {
 
+// Added to squared lengths of keys and of rows, as in kshot.nn.memory.
+constexpr double kSquareFloor = 1e-6;
+
 // How floating-point numbers are laid out, and how many terms of a series reach their precision.
 template <class T>
 struct Layout;

@@ -39,12 +39,12 @@ struct NtmWeights {
             own.inputs_padded = padded<T>(own.inputs);
             most_inputs = std::max(most_inputs, own.inputs_padded);
             const T* w = layer == 0 ? given.controller : given.upper + size_t(layer - 1) * s.gates() * own.inputs;
-            copy(w, s.gates(), own.inputs, own.inputs_padded, own.plain);
-            transpose(w, s.gates(), own.inputs, gates_padded, own.transposed);
+            copy_rows(w, s.gates(), own.inputs, own.inputs_padded, own.plain);
+            transpose_rows(w, s.gates(), own.inputs, gates_padded, own.transposed);
         }
         b_upper.assign(given.b_upper, given.b_upper + size_t(s.layers - 1) * s.gates());
-        copy(given.heads, s.emitted(), s.units(), units_padded, heads);
-        transpose(given.heads, s.emitted(), s.units(), emitted_padded, heads_transposed);
+        copy_rows(given.heads, s.emitted(), s.units(), units_padded, heads);
+        transpose_rows(given.heads, s.emitted(), s.units(), emitted_padded, heads_transposed);
         b_heads.assign(emitted_padded, T(0));
         std::copy_n(given.b_heads, s.emitted(), b_heads.begin());
     }
@@ -55,23 +55,6 @@ struct NtmWeights {
     int most_inputs = 0;  // of a layer, padded
     std::vector<Layer> layers;
     std::vector<T> b_upper, heads, heads_transposed, b_heads;
-
-  private:
-    static void copy(const T* from, int rows, int columns, int stride, std::vector<T>& to) {
-        to.assign(size_t(rows) * stride, T(0));
-        for (int row = 0; row < rows; ++row) {
-            std::copy_n(from + size_t(row) * columns, columns, to.begin() + size_t(row) * stride);
-        }
-    }
-
-    static void transpose(const T* from, int rows, int columns, int stride, std::vector<T>& to) {
-        to.assign(size_t(columns) * stride, T(0));
-        for (int row = 0; row < rows; ++row) {
-            for (int column = 0; column < columns; ++column) {
-                to[size_t(column) * stride + row] = from[size_t(row) * columns + column];
-            }
-        }
-    }
 };
 
 }  // namespace kshot

@@ -1,6 +1,10 @@
 // Products of small matrices of any width, for recurrent networks: a few rows (sequences) times the weights.
 #pragma once
 
+#include <algorithm>
+#include <type_traits>
+#include <vector>
+
 #include "simd.hpp"
 
 namespace kshot {
@@ -74,6 +78,26 @@ void product_add(int rows, const T* left, int left_stride, int depth, const T* r
     step(std::integral_constant<int, most>{}, std::integral_constant<int, kKernelVectors>{});
     step(std::integral_constant<int, 3>{}, std::integral_constant<int, kKernelVectors>{});
     step(std::integral_constant<int, 1>{}, std::integral_constant<int, 2 * kKernelVectors>{});
+}
+
+// to (rows, stride) = from (rows, columns), the rest zeros.
+template <class T>
+void copy_rows(const T* from, int rows, int columns, int stride, std::vector<T>& to) {
+    to.assign(size_t(rows) * stride, T(0));
+    for (int row = 0; row < rows; ++row) {
+        std::copy_n(from + size_t(row) * columns, columns, to.begin() + size_t(row) * stride);
+    }
+}
+
+// to (columns, stride) = from (rows, columns)^T, the rest zeros.
+template <class T>
+void transpose_rows(const T* from, int rows, int columns, int stride, std::vector<T>& to) {
+    to.assign(size_t(columns) * stride, T(0));
+    for (int row = 0; row < rows; ++row) {
+        for (int column = 0; column < columns; ++column) {
+            to[size_t(column) * stride + row] = from[size_t(row) * columns + column];
+        }
+    }
 }
 
 }  // namespace kshot
