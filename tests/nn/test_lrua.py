@@ -6,7 +6,7 @@ from torch import Tensor
 
 from kshot.nn import native
 from kshot.nn.memory.lrua import LRUACell, LRUAState
-from kshot.nn.native.lrua import Shape, State, Weights, lrua_scan
+from kshot.nn.native.lrua import Shape, Weights, lrua_scan
 
 pytestmark = pytest.mark.skipif(not native.available(), reason=f"no native library: {native.why_not()}")
 SIZES = [
@@ -93,7 +93,7 @@ def test_the_gradient_can_be_taken_once() -> None:
 def test_what_does_not_fit_is_refused() -> None:
     shape = Shape(3, 1, 5, 2)
     weights = Weights(torch.zeros(12, 5), torch.zeros(4, 3), torch.zeros(4))
-    start = State(*(torch.zeros(2, *s) for s in ((3,), (3,), (5, 2), (1, 5), (5,), (2,))))
+    start = LRUAState(*(torch.zeros(2, *s) for s in ((3,), (3,), (5, 2), (1, 5), (5,), (2,))))
     sums = torch.zeros(4, 2, 12)
     lrua_scan(shape, sums, weights, start, 0.99)
     with pytest.raises(ValueError, match="at least one step"):

@@ -17,7 +17,7 @@ from kshot.nn import native
 from kshot.nn.memory.cell import Cell
 from kshot.nn.memory.lstm import gated
 from kshot.nn.memory.similarity import cosine
-from kshot.nn.native.lrua import Shape, State, Weights, lrua_scan
+from kshot.nn.native.lrua import Shape, Weights, lrua_scan
 
 #: Rows begin with this, so that they are no zero vectors.
 START = 1e-6
@@ -186,7 +186,7 @@ class LRUACell(Cell[LRUAState]):
             return self.scan(x, state)
         shape = Shape(self.n_hidden, self.n_heads, self.n_slots, self.slot_width)
         weights = Weights(self.recurs.weight, self.asks.weight, self.asks.bias)
-        outputs, after = lrua_scan(shape, self.reads(x), weights, State(*state), self.usage_decay)
+        outputs, after = lrua_scan(shape, self.reads(x), weights, state, self.usage_decay)
         return outputs, LRUAState(*after)
 
     def _step(self, sums: Tensor, state: LRUAState) -> tuple[Tensor, LRUAState, dict[str, Tensor]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -67,7 +68,7 @@ class Kernel:
 
     Args:
         library: the compiled library, of one type of number.
-        kind: "trunk" or "maml".
+        kind: "trunk", "maml", "ntm" or "lrua".
 
     Raises:
         MemoryError: there is none left.
@@ -139,6 +140,30 @@ class Pool:
             kernel: one that ``take`` returned.
         """
         self._idle[kernel.library].append(kernel)
+
+
+def check_scan(
+    names: Sequence[str], tensors: Sequence[Tensor], shapes: Callable[[int, int], list[tuple[int, ...]]]
+) -> None:
+    """Refuse what the kernel of a recurrent cell cannot read.
+
+    Args:
+        names: of the tensors.
+        tensors: the first is the input's part of each step, (L, B, ...), whose type all should have.
+        shapes: (L, B) -> what their shapes should be.
+
+    Raises:
+        ValueError: they are something else, or there is no step.
+    """
+    sums = tensors[0]
+    if sums.ndim != 3 or not sums.shape[0]:
+        raise ValueError(f"expected sums of at least one step, (L, B, ...), got shape {tuple(sums.shape)}")
+    for name, t, expected in zip(names, tensors, shapes(*sums.shape[:2]), strict=True):
+        if tuple(t.shape) != expected or t.dtype != sums.dtype or t.device.type != "cpu":
+            raise ValueError(
+                f"expected {name} of shape {expected} and {sums.dtype} on the CPU, got {tuple(t.shape)}, {t.dtype} on "
+                f"{t.device}"
+            )
 
 
 def trunk_forward(kernel: Kernel, parameters: Tensor, x: Tensor, threads: int) -> tuple[Tensor, Tensor, Tensor]:

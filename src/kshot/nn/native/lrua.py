@@ -9,7 +9,10 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from kshot.nn.native.build import library
-from kshot.nn.native.kernels import Kernel, Pool
+from kshot.nn.native.kernels import Kernel, Pool, check_scan
+
+#: h (B, H), c (B, H), memory (B, N, M), read weights (B, R, N), usage (B, N), read (B, R M) of B sequences.
+State = tuple[Tensor, ...]
 
 _pool = Pool("lrua")
 
@@ -44,26 +47,6 @@ class Weights(NamedTuple):
     b_asks: Tensor
 
 
-class State(NamedTuple):
-    """The state of B sequences.
-
-    Attributes:
-        h: output of the controller (B, H).
-        c: contents of its cells (B, H).
-        memory: (B, N, M).
-        reading: read weights (B, R, N).
-        usage: (B, N).
-        read: what was read (B, R M).
-    """
-
-    h: Tensor
-    c: Tensor
-    memory: Tensor
-    reading: Tensor
-    usage: Tensor
-    read: Tensor
-
-
 def lrua_scan(shape: Shape, sums: Tensor, weights: Weights, start: State, usage_decay: float) -> tuple[Tensor, State]:
     """Run the cell along B sequences of L steps.
 
@@ -83,21 +66,14 @@ def lrua_scan(shape: Shape, sums: Tensor, weights: Weights, start: State, usage_
         ValueError: shapes or types do not fit together, or the sequences have no step.
     """
     tensors = (sums, *weights, *start)
-    if sums.ndim != 3 or not sums.shape[0]:
-        raise ValueError(f"expected sums of at least one step, (L, B, ...), got shape {tuple(sums.shape)}")
-    for name, t, expected in zip(_NAMES, tensors, _shapes(shape, *sums.shape[:2]), strict=True):
-        if tuple(t.shape) != expected or t.dtype != sums.dtype or t.device.type != "cpu":
-            raise ValueError(
-                f"expected {name} of shape {expected} and {sums.dtype} on the CPU, got {tuple(t.shape)}, {t.dtype} on "
-                f"{t.device}"
-            )
+    check_scan(_NAMES, tensors, lambda steps, sequences: _shapes(shape, steps, sequences))
     features, *end = _Scan.apply(shape, usage_decay, *tensors)  # pyright: ignore[reportGeneralTypeIssues]
     h, read = features[-1].split([shape.hidden, shape.heads * shape.width], -1)
     c, memory, reading, usage = end
-    return features, State(h, c, memory, reading, usage, read)
+    return features, (h, c, memory, reading, usage, read)
 
 
-_NAMES = ("sums", *Weights._fields, *State._fields)
+_NAMES = ("sums", *Weights._fields, "h", "c", "memory", "reading", "usage", "read")
 
 
 def _shapes(s: Shape, steps: int, sequences: int) -> list[tuple[int, ...]]:
@@ -111,11 +87,11 @@ class _Scan(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, shape: Shape, usage_decay: float, *tensors: Tensor) -> tuple[Tensor, ...]:
         sums, *rest = (t.contiguous() for t in tensors)
-        weights, start = rest[:3], State(*rest[3:])
+        weights, start = rest[:3], rest[3:]
         steps, sequences = sums.shape[:2]
         kernel = _pool.take(library(sums.dtype))
         features = sums.new_empty(steps, sequences, shape.hidden + shape.heads * shape.width)
-        end = [torch.empty_like(t) for t in (start.c, start.memory, start.reading, start.usage)]
+        end = [torch.empty_like(t) for t in start[1:5]]
         keep = any(ctx.needs_input_grad)
         sizes = (*shape, steps, sequences, float(usage_decay))
         kernel("forward", *sizes, sums, *weights, *start, features, *end, int(keep), torch.get_num_threads())
@@ -129,18 +105,17 @@ class _Scan(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        features, *rest = ctx.saved_tensors
-        start, kernel, shape = State(*rest), ctx.kernel, ctx.shape
+        features, *start = ctx.saved_tensors
+        kernel: Kernel | None = ctx.kernel
         if kernel is None:
             raise RuntimeError("the gradient of a scan was taken already, and what it needs was let go")
-        kernel: Kernel
-        ctx.kernel = None
+        ctx.kernel, shape = None, ctx.shape
         d_sums = features.new_empty(*features.shape[:2], 4 * shape.hidden)
         d_asked = features.new_empty(*features.shape[:2], shape.heads * (shape.width + 2))
         d_start = [torch.empty_like(t) for t in start]
         kernel("backward", *(g.contiguous() for g in grad_outputs), d_sums, d_asked, *d_start)
         _pool.put_back(kernel)
-        first = torch.cat([start.h, start.read], -1)
+        first = torch.cat([start[0], start[5]], -1)
         before = torch.cat([first.unsqueeze(0), features[:-1]]).flatten(0, 1)
         h, by_asked = features[..., : shape.hidden].flatten(0, 1), d_asked.flatten(0, 1)
         d_weights = (d_sums.flatten(0, 1).mT @ before, by_asked.mT @ h, by_asked.sum(0))

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from kshot.nn.native.build import library
-from kshot.nn.native.kernels import Kernel, Pool
+from kshot.nn.native.kernels import Kernel, Pool, check_scan
 
 _pool = Pool("ntm")
 
@@ -120,14 +120,7 @@ def ntm_scan(shape: Shape, sums: Tensor, weights: Weights, start: Start) -> Scan
         ValueError: shapes or types do not fit together, or the sequences have no step.
     """
     tensors = (sums, *weights, *start)
-    if sums.ndim != 3 or not sums.shape[0]:
-        raise ValueError(f"expected sums of at least one step, (L, B, ...), got shape {tuple(sums.shape)}")
-    for name, t, expected in zip(_NAMES, tensors, _shapes(shape, *sums.shape[:2]), strict=True):
-        if tuple(t.shape) != expected or t.dtype != sums.dtype or t.device.type != "cpu":
-            raise ValueError(
-                f"expected {name} of shape {expected} and {sums.dtype} on the CPU, got {tuple(t.shape)}, {t.dtype} on "
-                f"{t.device}"
-            )
+    check_scan(_NAMES, tensors, lambda steps, sequences: _shapes(shape, steps, sequences))
     return Scanned(*_Scan.apply(shape, *tensors))  # pyright: ignore[reportGeneralTypeIssues]
 
 
