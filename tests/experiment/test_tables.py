@@ -14,6 +14,7 @@ from kshot.experiment.recipes.tables import (
     challenge_table,
     omniglot_table,
     read_results,
+    short_table,
     table,
 )
 from kshot.experiment.recipes.ways import WAYS_SHOTS, ways_table
@@ -96,6 +97,7 @@ def test_one_training_does_not_answer_together(seeds, shown):
 
 
 PAGES = dict.fromkeys(("omniglot", "challenge", "ways"), "docs/know/omniglot.md")
+PAGES |= {"front": "README.md", "front-zh": "README.zh-CN.md"}
 PAGES |= {"sinusoid": "docs/know/sinusoid.md", "sequences": "docs/do/sequences.md"}
 
 
@@ -155,3 +157,16 @@ def test_a_grid_of_ways_and_shots():
     assert "`protonet-omniglot-ways`. P." in text
     assert "Without a record yet" not in text
     assert "protonet-omniglot-ways" not in omniglot_table(result, recipes())
+
+
+def test_the_front_page_has_what_papers_have_once():
+    def one(shot, mean, **more):
+        return _row("", "maml", 5, shot, mean, published=0.987, source="S", record={"transductive": True, **more})
+
+    first = [one(1, 0.98, n_query=1), one(1, 0.97), one(5, 0.99), _row("", "maml", 5, 1, 0.9)]
+    text = table_of_front(_result("maml-omniglot", *first), recipes())
+    assert text.splitlines()[2:] == ["| `maml` | T | 98.00 ± 0.10 (98.7) | 99.00 ± 0.10 (98.7) |  |  |"]
+
+
+def table_of_front(results, known):
+    return short_table(results, known, ("m", "i", "I", "T"))

@@ -41,7 +41,7 @@ class Reproduce:
         threads: threads on a CPU; 0 for PyTorch's choice.
         data_root: where data sets are; KSHOT_DATA or the user's cache folder if empty.
         draws: of a trial on own data: draws of the shots; 0 for its own number.
-        table: print a table of the results in the folder of --record, and run nothing: omniglot, challenge,
+        table: print a table of the results in the folder of --record, and run nothing: omniglot, challenge, front,
             ways, sinusoid or sequences.
         page: file that the table is written into, between its marks, in the place of being printed.
     """

@@ -74,11 +74,7 @@ def omniglot_table(results: Results, known: Recipes) -> str:
     Returns:
         Markdown: a line for each training, method and kind of inference; sources; recipes without a result.
     """
-    asked = [name for name, recipe in known.items() if _belongs(recipe)]
-    lines: dict[_Line, dict[tuple[int, int], dict[str, Any]]] = {}
-    for name in asked:
-        for row in results.get(name, {}).get("rows", ()):
-            _place(lines, name, row)
+    asked, lines = _omniglot_lines(results, known)
     heads = [f"{w}-way {k}-shot" for w, k in SETTINGS]
     made = [table_line(["method", "inference", *heads, "seeds", "trained"]), table_line(["---"] * (4 + len(heads)))]
     made += [_omniglot_line(line, cells, results[line.recipe], known[line.recipe]) for line, cells in lines.items()]
@@ -86,6 +82,42 @@ def omniglot_table(results: Results, known: Recipes) -> str:
     sources = sorted({row["source"] for cells in lines.values() for row in cells.values() if row["source"]})
     made += [f"Published: {'; '.join(sources)}."] if sources else []
     return "\n".join(made + without_record(asked, results)) + "\n"
+
+
+def short_table(results: Results, known: Recipes, words: tuple[str, str, str, str]) -> str:
+    """Make the table of those methods on Omniglot whose papers have numbers, each in its paper's way of testing.
+
+    Args:
+        results: recipe -> result.
+        known: the recipes.
+        words: for method, inference, inductive and transductive.
+
+    Returns:
+        Markdown, for the front page.
+    """
+    method, inference, inductive, transductive = words
+    heads = [f"{w}-way {k}-shot" for w, k in SETTINGS]
+    made = [table_line([method, inference, *heads]), table_line(["---"] * (2 + len(heads)))]
+    found: dict[tuple[str, str], dict[tuple[int, int], str]] = {}
+    for line, cells in _omniglot_lines(results, known)[1].items():
+        name = ", ".join([f"`{line.algorithm}`", *([line.variant] if line.variant else [])])
+        for setting, row in cells.items():
+            if row["published"] is not None:
+                own = found.setdefault((name, transductive if line.transductive else inductive), {})
+                own.setdefault(setting, _cell(row))
+    made += [table_line([*who, *(numbers.get(s, "") for s in SETTINGS)]) for who, numbers in found.items()]
+    return "\n".join(made) + "\n"
+
+
+def _omniglot_lines(
+    results: Results, known: Recipes
+) -> tuple[list[str], dict[_Line, dict[tuple[int, int], dict[str, Any]]]]:
+    asked = [name for name, recipe in known.items() if _belongs(recipe)]
+    lines: dict[_Line, dict[tuple[int, int], dict[str, Any]]] = {}
+    for name in asked:
+        for row in results.get(name, {}).get("rows", ()):
+            _place(lines, name, row)
+    return asked, lines
 
 
 _SAME = (
@@ -181,6 +213,8 @@ TABLES: dict[str, Callable[[Results, Recipes], str]] = {
     "omniglot": omniglot_table,
     "challenge": challenge_table,
     "ways": ways_table,
+    "front": partial(short_table, words=("method", "inference", "inductive", "transductive")),
+    "front-zh": partial(short_table, words=("方法", "推断方式", "归纳式", "直推式")),
     "sinusoid": partial(listing, data=("sinusoid",)),
     "sequences": partial(listing, data=("copy", "repeat_copy", "associative_recall", "ngrams", "priority_sort")),
 }
