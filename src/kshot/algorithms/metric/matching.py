@@ -61,13 +61,14 @@ class MatchingNet(EmbeddingLearner):
         fce: full context embeddings: the support is read by a bidirectional LSTM, and each query by one with attention
             over the support.
         n_processing: K, steps of attention of each query in its context.
-        scale: factor of the cosine before the softmax; 1 is the paper's.
+        scale: factor of the cosine before the softmax; 1 is the paper's. The default was chosen on Omniglot, in
+            validation.
 
     Raises:
         UserError: a number that makes no sense.
     """
 
-    def __init__(self, backbone: nn.Module, *, fce: bool = False, n_processing: int = 5, scale: float = 10.0) -> None:
+    def __init__(self, backbone: nn.Module, *, fce: bool = False, n_processing: int = 5, scale: float = 60.0) -> None:
         super().__init__(backbone)
         if n_processing < 1 or not scale > 0:
             raise UserError(f"expected n_processing >= 1 and scale > 0, got {n_processing} and {scale}; change them")

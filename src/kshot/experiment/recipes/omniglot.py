@@ -166,7 +166,7 @@ RECIPES = (
     _metric("baselinepp", _CLASSIFIER, 13_000),
     _frozen("heads-omniglot", _HEADS, 1000, _ON_BASELINE),
     _frozen("finetune-omniglot", _WHOLE, 100, f"{_ON_BASELINE} But here all of it is trained on within each task."),
-    _metric("matching", (60, 1, 5, 1), 7_000, (0.981, 0.989, 0.938, 0.985), _SNAIL),
+    _metric("matching", (20, 1, 5, 1), 10_000, (0.981, 0.989, 0.938, 0.985), _SNAIL),
     _metric("matching", (20, 1, 5, 1), 10_000, recipe="matching-fce-omniglot", fce=True),
     _metric(
         "relation",
