@@ -73,6 +73,8 @@ class LRUACell(Cell[LRUAState]):
         UserError: a number is out of range.
     """
 
+    fused_is_lean = True
+
     def __init__(
         self,
         n_inputs: int,
