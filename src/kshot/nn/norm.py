@@ -216,3 +216,28 @@ def normalisation_of(module: nn.Module) -> str:
         elif isinstance(m, nn.LayerNorm | nn.GroupNorm):
             modes.add("layer")
     return "+".join(sorted(modes - {"none"})) or "none"
+
+
+def give_every_step_its_own(model: nn.Module, n_steps: int) -> frozenset[str]:
+    """Give normalisations a scale, a shift and statistics for every inner step: a new first axis.
+
+    Args:
+        model: changed in place.
+        n_steps: N.
+
+    Returns:
+        The names of the parameters and buffers that have the new axis.
+    """
+    kinds = (Norm, nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm)
+    names = set()
+    for path, layer in model.named_modules():
+        if not isinstance(layer, kinds):
+            continue
+        for name, p in list(layer.named_parameters(recurse=False)):
+            setattr(layer, name, nn.Parameter(p.detach().expand(n_steps, *p.shape).clone()))
+            names.add(f"{path}.{name}".lstrip("."))
+        for name, b in list(layer.named_buffers(recurse=False)):
+            if b.is_floating_point():  # a counter of batches stays one
+                setattr(layer, name, b.expand(n_steps, *b.shape).clone())
+                names.add(f"{path}.{name}".lstrip("."))
+    return frozenset(names)

@@ -35,11 +35,10 @@ from torch import Tensor, nn
 
 from kshot.core import Episode, Spec, Split, UserError, register, task_loss
 from kshot.engine.inner import FusedInnerLoop, Inner, Named, Weights, check_rate, known, preconditioned, sgd, unrolled
-from kshot.nn.norm import Norm
+from kshot.nn.norm import give_every_step_its_own
 
 #: Least share of 1 / N that an early loss keeps while losses of all steps count (the authors' code).
 LEAST = 0.03
-_NORMS = (Norm, nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm)
 
 
 @register(
@@ -221,30 +220,6 @@ class MAMLpp(FusedInnerLoop):
             return torch.cat([whole[:i], new.unsqueeze(0), whole[i + 1 :]])
 
         return {k: kept(t, of_step[k]) if k in self.per_step else of_step[k] for k, t in all_steps.items()}
-
-
-def give_every_step_its_own(model: nn.Module, n_steps: int) -> frozenset[str]:
-    """Give normalisations a scale, a shift and statistics for every inner step: a new first axis.
-
-    Args:
-        model: changed in place.
-        n_steps: N.
-
-    Returns:
-        The names of the parameters and buffers that have the new axis.
-    """
-    names = set()
-    for path, layer in model.named_modules():
-        if not isinstance(layer, _NORMS):
-            continue
-        for name, p in list(layer.named_parameters(recurse=False)):
-            setattr(layer, name, nn.Parameter(p.detach().expand(n_steps, *p.shape).clone()))
-            names.add(f"{path}.{name}".lstrip("."))
-        for name, b in list(layer.named_buffers(recurse=False)):
-            if b.is_floating_point():  # a counter of batches stays one
-                setattr(layer, name, b.expand(n_steps, *b.shape).clone())
-                names.add(f"{path}.{name}".lstrip("."))
-    return frozenset(names)
 
 
 def importance(n_steps: int, outer_step: Tensor, multi_step_steps: int) -> Tensor:

@@ -55,8 +55,8 @@ class Lrua {
         });
     }
 
-    // Of the gradients by the state at the end, those by h and read are in d_features. Writes the gradients by the sums,
-    // by what was asked (steps, sequences, asked), and by the start.
+    // Of the gradients by the state at the end, those by h and read are in d_features. Writes the gradients by the
+    // sums, by what was asked (steps, sequences, asked), and by the start.
     void backward(const T* d_features, const LruaState<const T>& d_end, T* d_sums, T* d_asked,
                   const LruaState<T>& d_start) {
         parallel_for(threads_, threads_, [&](int part) {
@@ -199,7 +199,8 @@ class Lrua {
             T* at = flows.data() + row * flow_size;
             T* reading = at + s.width * layout_.padded;
             T* usage = reading + s.heads * layout_.padded;
-            return typename LruaMemory<T>::Flow{at, reading, usage, usage + layout_.padded, usage + (1 + s.heads) * layout_.padded};
+            T* writing = usage + layout_.padded;
+            return typename LruaMemory<T>::Flow{at, reading, usage, writing, writing + s.heads * layout_.padded};
         };
         for (int row = 0; row < count; ++row) {
             const size_t own = mine.begin + row;

@@ -39,27 +39,7 @@ struct LruaMemory {
             slots.each([&](int i) { store(writing + i, gate * load(last + i)); });
             writing[kept.place(head)] += 1 - gate;
         }
-        std::fill_n(kept.row_scale, layout.padded, T(0));
-        std::fill_n(kept.products, s.heads * layout.padded, T(0));
-        for (int m = 0; m < s.width; ++m) {
-            const T* old = before.memory + m * layout.padded;
-            T* column = kept.memory + m * layout.padded;
-            slots.each([&](int i) { store(column + i, load(old + i) * load(kept.stays + i)); });
-            for (int head = 0; head < s.heads; ++head) {  // Eq. 8
-                slots.add_multiple(kept.keys[head * s.width + m], layout.head(kept.writing, head), column);
-            }
-            slots.each([&](int i) {
-                const Vector<T> value = load(column + i);
-                store(kept.row_scale + i, load(kept.row_scale + i) + value * value);
-            });
-            for (int head = 0; head < s.heads; ++head) {
-                slots.add_multiple(kept.keys[head * s.width + m] * kept.key_scale[head], column,
-                                   layout.head(kept.products, head));
-            }
-        }
-        for (int i = 0; i < s.slots; ++i) {
-            kept.row_scale[i] = T(1) / std::sqrt(kept.row_scale[i] + T(kSquareFloor));
-        }
+        write(before, kept);
         slots.each([&](int i) { store(kept.usage + i, decay * load(before.usage + i)); });
         for (int head = 0; head < s.heads; ++head) {
             const T* products = layout.head(kept.products, head);
@@ -86,7 +66,7 @@ struct LruaMemory {
         for (int head = 0; head < s.heads; ++head) {
             through_reading(head, kept, d_read + head * s.width, flow, by_scale, d_asked + head * (s.width + 2));
         }
-        slots.each([&](int i) {  // |M|' of 1 / |M|
+        slots.each([&](int i) {  // 1 / |M| falls by its cube
             const Vector<T> scale = load(kept.row_scale + i);
             store(by_scale + i, load(by_scale + i) * scale * scale * scale);
         });
@@ -112,6 +92,33 @@ struct LruaMemory {
     }
 
   private:
+    // Eq. 8; leaves the lengths of the rows, and their products with the keys.
+    void write(const LruaRecord<T>& before, const LruaRecord<T>& kept) {
+        const LruaShape& s = shape;
+        const Slots<T> slots(s.slots);
+        std::fill_n(kept.row_scale, layout.padded, T(0));
+        std::fill_n(kept.products, s.heads * layout.padded, T(0));
+        for (int m = 0; m < s.width; ++m) {
+            const T* old = before.memory + m * layout.padded;
+            T* column = kept.memory + m * layout.padded;
+            slots.each([&](int i) { store(column + i, load(old + i) * load(kept.stays + i)); });
+            for (int head = 0; head < s.heads; ++head) {
+                slots.add_multiple(kept.keys[head * s.width + m], layout.head(kept.writing, head), column);
+            }
+            slots.each([&](int i) {
+                const Vector<T> value = load(column + i);
+                store(kept.row_scale + i, load(kept.row_scale + i) + value * value);
+            });
+            for (int head = 0; head < s.heads; ++head) {
+                slots.add_multiple(kept.keys[head * s.width + m] * kept.key_scale[head], column,
+                                   layout.head(kept.products, head));
+            }
+        }
+        for (int i = 0; i < s.slots; ++i) {
+            kept.row_scale[i] = T(1) / std::sqrt(kept.row_scale[i] + T(kSquareFloor));
+        }
+    }
+
     // Eq. 6, one row for each head; of equal ones the first.
     void mark_least_used(const T* usage, T* places) {
         for (int head = 0; head < shape.heads; ++head) {
@@ -144,8 +151,8 @@ struct LruaMemory {
         kept.slope[head] = T(1) / (T(1) + std::exp(-raw));
     }
 
-    // Eq. 2 to 4 of one head: leaves the gradients by the products in the place of those by the read weights, by key and
-    // strength (the latter squashed) in `d_asked`.
+    // Eq. 2 to 4 of one head: leaves the gradients by the products in the place of those by the read weights, and those
+    // by the key (not yet squashed) and by the strength in `d_asked`.
     void through_reading(int head, const LruaRecord<T>& kept, const T* d_read, const Flow& flow, T* by_scale,
                          T* d_asked) {
         const LruaShape& s = shape;

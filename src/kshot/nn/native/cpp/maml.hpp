@@ -227,7 +227,8 @@ class Maml {
                                             of_norms > 0 ? sum + size + of_rates : nullptr};
             const Range mine = share(n_tasks, part, threads);
             for (int task = mine.begin; task < mine.end; ++task) {
-                losses[task] = workers_[part].add_task(theta_, ways, inner, support.task(task), query.task(task), total);
+                losses[task] =
+                    workers_[part].add_task(theta_, ways, inner, support.task(task), query.task(task), total);
             }
         });
         std::vector<T>& mean = totals_[0];
