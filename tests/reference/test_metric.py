@@ -46,7 +46,7 @@ def test_matching_networks() -> None:
 
 def test_full_context_embeddings() -> None:
     """Appendix A.1 and A.2, with PyTorch's own LSTM reading the support."""
-    one, learner = synthetic_episode(SPEC), ready(MatchingNet(Flat((WIDTH,)), fce=True, n_processing=3))
+    one, learner = synthetic_episode(SPEC), ready(MatchingNet(Flat((WIDTH,)), fce=True, n_processing=3, scale=10.0))
     x, xq = one.support.x, one.query.x
 
     lstm = nn.LSTM(WIDTH, WIDTH, bidirectional=True).double()
