@@ -130,7 +130,7 @@ _ONE_STEP = {"inner_lr": 0.4, "n_inner_steps": 1, "n_inner_steps_eval": 3}
 #: Without second derivatives a step of 0.4 was seen to learn far more slowly, in validation.
 _SMALL_STEP = {**_ONE_STEP, "inner_lr": 0.1}
 _CLASSIFIER = (8, 1, 15, 1)
-_BASELINE = _metric("baseline", _CLASSIFIER, 13_000)
+_BASELINE = _metric("baseline", _CLASSIFIER, 9_000)
 _ON_BASELINE = (
     "The network of `baseline-omniglot`, trained as a plain classifier of all training classes, and left as it is. "
     "Transductive methods answer all queries of a task together: 75 or 300 of them, as many of each class."
@@ -163,11 +163,11 @@ def _untrained(name: str, asked: tuple[Row, ...], protocol: str) -> Recipe:
 
 RECIPES = (
     _BASELINE,
-    _metric("baselinepp", _CLASSIFIER, 13_000),
+    _metric("baselinepp", _CLASSIFIER, 9_000),
     _frozen("heads-omniglot", _HEADS, 1000, _ON_BASELINE),
     _frozen("finetune-omniglot", _WHOLE, 100, f"{_ON_BASELINE} But here all of it is trained on within each task."),
     _metric("matching", (20, 1, 5, 1), 10_000, (0.981, 0.989, 0.938, 0.985), _SNAIL),
-    _metric("matching", (20, 1, 5, 1), 10_000, recipe="matching-fce-omniglot", fce=True),
+    _metric("matching", (20, 1, 5, 1), 7_000, recipe="matching-fce-omniglot", fce=True),
     _metric(
         "relation",
         (20, 1, 5, 1),
@@ -177,7 +177,7 @@ RECIPES = (
         network={"downsample": "first2"},
     ),
     _metric("gaussian_protonet", (60, 1, 5, 1), 3_500),
-    _metric("feat", (20, 1, 5, 1), 10_000),
+    _metric("feat", (20, 1, 5, 1), 8_000),
     _trained(
         "deepemd",
         (5, 1, 5, 1),
@@ -187,9 +187,9 @@ RECIPES = (
         network={"downsample": "first2"},
     ),
     _metric("r2d2", (20, 1, 5, 1), 10_000),
-    _metric("lrd2", (5, 1, 15, 1), 13_000),
-    _metric("metaoptnet", (5, 5, 6, 1), 14_000),
-    _metric("dkt", (5, 1, 15, 1), 13_000),
+    _metric("lrd2", (5, 1, 15, 1), 9_000),
+    _metric("metaoptnet", (5, 5, 6, 1), 9_000),
+    _metric("dkt", (5, 1, 15, 1), 9_000),
     _untrained("nearest", rows(), "Pixels; nothing is trained."),
     _untrained(
         "hausdorff",
