@@ -12,10 +12,12 @@ f_phi                   ``backbone``
 C                       features of both, side by side
 g_phi                   ``relation``
 r_ij                    sigmoid of ``predict`` (Eq. 1)
-sum over K shots        ``fit_head``: features of a class are added up
+sum over K shots        ``fit_head``, with ``shots="sum"``
 ======================  ==============================================
 
-Differs from the paper: the relation network follows the shape of the features. Maps (C, h, w) of at least 4 x 4 (the
+Differs from the paper: the features of a class are averaged by default, and not added up. At one shot, as trained
+here, that is the same; but a network that reads sums is at a loss for any other number of shots than it was trained
+for: on Omniglot 47 % at 5-way 5-shot, where the same network reads one shot at 98 %. The relation network follows the shape of the features. Maps (C, h, w) of at least 4 x 4 (the
 backbone ``--downsample first2``) get the paper's two blocks of convolution and pooling and two linear layers, single
 vectors three linear layers. Its normalisation is the backbone's mode, but for "support", where it is by layer.
 
@@ -30,11 +32,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kshot.core import Spec, register
+from kshot.core import Spec, UserError, register
 from kshot.engine.embedding import EmbeddingLearner, Labelled
 from kshot.engine.inner import call, weights_of
 from kshot.nn.conv import ConvBlock
-from kshot.nn.heads import memberships
+from kshot.nn.heads import class_means, memberships
 from kshot.nn.norm import Norm, normalisation_of
 
 
@@ -100,11 +102,18 @@ class RelationNet(EmbeddingLearner):
     Args:
         backbone: maps (N, ...) to flattened features (N, D).
         relation: maps flattened features of classes and of queries, a tuple of (W, D) and (Q, D), to scores (Q, W).
+        shots: how the examples of a class become one: "mean", which reads any number of them; or "sum", the paper's,
+            for the number that it was trained with.
+
+    Raises:
+        UserError: ``shots`` is neither.
     """
 
-    def __init__(self, backbone: nn.Module, relation: nn.Module) -> None:
+    def __init__(self, backbone: nn.Module, relation: nn.Module, *, shots: str = "mean") -> None:
         super().__init__(backbone)
-        self.relation = relation
+        if shots not in ("mean", "sum"):
+            raise UserError(f"expected shots 'mean' or 'sum', got {shots!r}; choose one of them")
+        self.relation, self.shots = relation, shots
 
     @classmethod
     def from_backbone(cls, backbone: nn.Module, spec: Spec, **options: Any) -> RelationNet:
@@ -132,7 +141,7 @@ class RelationNet(EmbeddingLearner):
         return False
 
     def fit_head(self, support: Labelled) -> Tensor:
-        """Add up the features of each class.
+        """Average or add up the features of each class.
 
         Args:
             support: the embedded support.
@@ -140,6 +149,8 @@ class RelationNet(EmbeddingLearner):
         Returns:
             (W, D).
         """
+        if self.shots == "mean":
+            return class_means(*support)
         return memberships(support.y, support.ways, support.z.dtype).mT @ support.z
 
     def apply_head(self, head: Tensor, z: Tensor) -> Tensor:
