@@ -142,9 +142,6 @@ class _Trunk(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        if ctx.kernel is None:
-            raise RuntimeError("the native trunk can be differentiated once; call it again for another gradient")
-        grad = trunk_backward(ctx.kernel, grad_outputs[0].contiguous(), ctx.n_parameters)
-        pool.put_back(ctx.kernel)
-        ctx.kernel = None
+        with pool.resumed(ctx) as kernel:
+            grad = trunk_backward(kernel, grad_outputs[0].contiguous(), ctx.n_parameters)
         return None, *unflatten(grad, SHAPES)

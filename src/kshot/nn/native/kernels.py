@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -140,6 +141,26 @@ class Pool:
             kernel: one that ``take`` returned.
         """
         self._idle[kernel.library].append(kernel)
+
+    @contextmanager
+    def resumed(self, ctx: Any) -> Iterator[Kernel]:
+        """Take the way back with the kernel that went there, and put it back behind that.
+
+        Args:
+            ctx: of an autograd function, with ``kernel`` as the way there left it.
+
+        Yields:
+            The kernel.
+
+        Raises:
+            RuntimeError: the way back was taken before.
+        """
+        kernel: Kernel | None = ctx.kernel
+        if kernel is None:
+            raise RuntimeError("this gradient was taken already, and what it needs was let go; take it once")
+        ctx.kernel = None
+        yield kernel
+        self.put_back(kernel)
 
 
 def check_scan(

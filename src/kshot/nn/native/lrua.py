@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from kshot.nn.native.build import library
-from kshot.nn.native.kernels import Kernel, Pool, check_scan
+from kshot.nn.native.kernels import Pool, check_scan
 
 #: h (B, H), c (B, H), memory (B, N, M), read weights (B, R, N), usage (B, N), read (B, R M) of B sequences.
 State = tuple[Tensor, ...]
@@ -106,15 +106,12 @@ class _Scan(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         features, *start = ctx.saved_tensors
-        kernel: Kernel | None = ctx.kernel
-        if kernel is None:
-            raise RuntimeError("the gradient of a scan was taken already, and what it needs was let go")
-        ctx.kernel, shape = None, ctx.shape
+        shape = ctx.shape
         d_sums = features.new_empty(*features.shape[:2], 4 * shape.hidden)
         d_asked = features.new_empty(*features.shape[:2], shape.heads * (shape.width + 2))
         d_start = [torch.empty_like(t) for t in start]
-        kernel("backward", *(g.contiguous() for g in grad_outputs), d_sums, d_asked, *d_start)
-        _pool.put_back(kernel)
+        with _pool.resumed(ctx) as kernel:
+            kernel("backward", *(g.contiguous() for g in grad_outputs), d_sums, d_asked, *d_start)
         first = torch.cat([start[0], start[5]], -1)
         before = torch.cat([first.unsqueeze(0), features[:-1]]).flatten(0, 1)
         h, by_asked = features[..., : shape.hidden].flatten(0, 1), d_asked.flatten(0, 1)

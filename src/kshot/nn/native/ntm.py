@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from kshot.nn.native.build import library
-from kshot.nn.native.kernels import Kernel, Pool, check_scan
+from kshot.nn.native.kernels import Pool, check_scan
 
 _pool = Pool("ntm")
 
@@ -162,17 +162,14 @@ class _Scan(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         features, *start = ctx.saved_tensors
-        kernel: Kernel | None = ctx.kernel
-        if kernel is None:
-            raise RuntimeError("the gradient of a scan was taken already, and what it needs was let go")
-        ctx.kernel, shape = None, ctx.shape
+        shape = ctx.shape
         steps, sequences = features.shape[:2]
         emitted = _shapes(shape, steps, sequences)[5][0]
         d_sums = features.new_empty(steps, sequences, shape.layers * shape.gates)
         d_emitted = features.new_empty(steps, sequences, emitted)
         d_start = [torch.empty_like(t) for t in start]
-        kernel("backward", *(g.contiguous() for g in grad_outputs), d_sums, d_emitted, *d_start)
-        _pool.put_back(kernel)
+        with _pool.resumed(ctx) as kernel:
+            kernel("backward", *(g.contiguous() for g in grad_outputs), d_sums, d_emitted, *d_start)
         d_weights = _by_weights(shape, d_sums, d_emitted, features, start)
         return None, d_sums[..., : shape.gates], *d_weights, *d_start
 
