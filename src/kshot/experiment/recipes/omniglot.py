@@ -1,6 +1,6 @@
 """The one table of Omniglot: every method on the split of Matching Networks, 5- and 20-way, 1- and 5-shot.
 
-Each method is trained once, in the setting that its paper prefers, for about a quarter of an hour of one processor;
+Each method is trained once, in the setting that its paper prefers, mostly for ten to twenty minutes of one processor;
 those that need no training of their own stand on the run of ``baseline``. All rows of one setting see the same tasks.
 """
 
@@ -23,10 +23,7 @@ _FINN = "Finn et al. 2017, arXiv:1703.03400, Table 1"
 _REPTILE = "Nichol et al. 2018, arXiv:1803.02999, as quoted by others"
 _MAMLPP = "Antoniou et al. 2019, arXiv:1810.09502, first version, as quoted by others"
 _FROM_MEMORY = "its paper, from memory"
-_BUDGET = (
-    "About a quarter of an hour of one processor, far less than the paper's training; the rate falls to zero by a "
-    "cosine."
-)
+_BUDGET = "A small part of the paper's training; the rate falls to zero by a cosine."
 _FAIR = "Inductive (running statistics). One training for all rows, rotations as new classes. " + _BUDGET
 _BATCH = (
     "Transductive rows normalise the queries by their own batch, as in the authors' code; the inductive ones are the "
