@@ -13,12 +13,12 @@ from kshot.nn.conv import Conv4
 pytestmark = pytest.mark.skipif(not native.available(), reason=f"no native kernels here: {native.why_not()}")
 
 
-def _episodes(n_tasks, n_way=3, n_shot=1, n_query=2):
+def _episodes(n_tasks, n_way=3, n_shot=1, n_query=2, image=(1, 28, 28)):
     g = torch.Generator().manual_seed(0)
-    centre = torch.rand(n_tasks, n_way, 1, 1, 28, 28, generator=g, dtype=torch.float64)
+    centre = torch.rand(n_tasks, n_way, 1, *image, generator=g, dtype=torch.float64)
 
     def draw(n):
-        noise = torch.rand(n_tasks, n_way, n, 1, 28, 28, generator=g, dtype=torch.float64)
+        noise = torch.rand(n_tasks, n_way, n, *image, generator=g, dtype=torch.float64)
         y = torch.arange(n_way).repeat_interleave(n).expand(n_tasks, -1).contiguous()
         return Split((centre + 0.5 * noise).flatten(1, 2), y, n_way)
 
@@ -96,6 +96,16 @@ def test_mamlpp_fused_is_the_loop(n_inner_steps, annealing):
     for done in (0, 7, 12):
         learner.outer_steps.fill_(done)
         _agree(learner, _episodes(2))
+
+
+@pytest.mark.parametrize("kind", [MAML, MetaSGD, MAMLpp])
+def test_colour_images_of_another_size(kind):
+    # 2 x 2 pixels are left at the end, which PyTorch flattens in another order than the kernels keep them.
+    torch.manual_seed(1)
+    model = nn.Sequential(Conv4(3, 32, 33, "episode"), nn.Linear(128, 3))
+    learner = _jittered(kind(model, inner_lr=0.1, n_inner_steps=2).double().train())
+    assert learner.fused
+    _agree(learner, _episodes(2, image=(3, 33, 33)))
 
 
 def test_a_rate_of_zero_holds_a_tensor_still():

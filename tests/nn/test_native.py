@@ -7,6 +7,7 @@ import torch.nn.functional as F
 
 from kshot.nn import native
 from kshot.nn.conv import Conv4
+from kshot.nn.native import Design
 
 needs_compiler = pytest.mark.skipif(not native.available(), reason=f"no native kernels here: {native.why_not()}")
 NETWORK = [(64, 1, 3, 3), *[(64, 64, 3, 3)] * 3]
@@ -104,15 +105,51 @@ def test_a_second_derivative_is_refused():
     "x",
     [
         torch.zeros(1, 2, 1, 27, 28),
-        torch.zeros(1, 2, 3, 28, 28),
         torch.zeros(2, 1, 28, 28),
         torch.zeros(1, 2, 1, 28, 28, dtype=torch.float16),
         torch.zeros(1, 0, 1, 28, 28),
     ],
 )
 def test_images_that_the_kernel_cannot_read_are_refused(x):
-    with pytest.raises(ValueError, match="expected images"):
+    with pytest.raises(ValueError, match="expected (square )?images"):
         native.trunk(x, _parameters(torch.float32))
+
+
+@needs_compiler
+def test_images_of_other_channels_than_the_network_are_refused():
+    with pytest.raises(ValueError, match="expected parameters of shapes"):
+        native.trunk(torch.zeros(1, 2, 3, 28, 28), _parameters(torch.float32))
+
+
+@needs_compiler
+@pytest.mark.parametrize("wrong", [Design(5, 28, 64), Design(1, 15, 64), Design(1, 28, 48), Design(1, 200, 64)])
+def test_networks_that_the_kernels_cannot_be_compiled_for(wrong):
+    x = torch.zeros(1, 2, *wrong.image_shape)
+    with pytest.raises(ValueError, match="the kernels know images of at most"):
+        native.trunk(x, [torch.zeros(shape) for shape in wrong.shapes])
+    assert not native.available(torch.float32, wrong)
+    assert "cannot be compiled" in native.why_not(torch.float32, wrong)
+
+
+@needs_compiler
+def test_colour_images_of_another_size_and_features_of_several_pixels():
+    """A side that no vector divides, three channels, 2 x 2 pixels left over: the library's known answer in float64."""
+    design = Design(3, 33, 32)
+    assert native.available(torch.float64, design), native.why_not(torch.float64, design)
+    net = Conv4(3, 32, 33).double()
+    x = torch.randn(2, 5, 3, 33, 33, dtype=torch.float64)
+    torch.testing.assert_close(net.fused(x), _each(net, x))
+    support_y, query_y = torch.tensor([[0, 1, 1]] * 2), torch.tensor([[1, 0]] * 2)
+    losses = native.protonet_losses(x, support_y, query_y, 2, net.kernel_parameters()).losses
+    z = _each(net, x)
+    prototypes = torch.stack([z[:, 0], z[:, 1:3].mean(1)], 1)
+    logits = -torch.cdist(z[:, 3:], prototypes).square()
+    expected = F.cross_entropy(logits.flatten(0, 1), query_y.flatten(), reduction="none").view(2, 2).mean(1)
+    torch.testing.assert_close(losses, expected)
+
+
+def _each(net, x):
+    return torch.stack([net(group) for group in x])
 
 
 @needs_compiler
@@ -122,9 +159,9 @@ def test_only_the_network_that_the_kernels_know_is_fusable():
     for other in (
         Conv4(normalisation="layer"),
         Conv4(normalisation="support"),
-        Conv4(n_filters=32),
-        Conv4(image_size=32),
-        Conv4(in_channels=3),
+        Conv4(n_filters=48),
+        Conv4(image_size=200),
+        Conv4(in_channels=5),
         Conv4(downsample="stride"),
         Conv4().half(),
     ):

@@ -13,7 +13,7 @@ from kshot.nn.native import build
 
 needs_compiler = pytest.mark.skipif(not native.available(), reason=f"no native kernels here: {native.why_not()}")
 unix = pytest.mark.skipif(os.name != "posix", reason="the stand-in for a compiler is a shell script")
-LOAD = "from kshot.nn import native; print(native.available(), native.why_not())"
+LOAD = "from kshot.nn import native as n; d = n.Design(); print(n.available(design=d), n.why_not(design=d))"
 
 
 def _stand_in(folder, compile_):
@@ -45,7 +45,7 @@ def _said(process):
 
 @pytest.fixture
 def real_library():
-    return Path(build.library(torch.float32)._name)
+    return Path(build.library(torch.float32, native.Design())._name)
 
 
 @unix

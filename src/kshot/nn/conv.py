@@ -79,6 +79,7 @@ class Conv4(nn.Module):
 
     Attributes:
         takes_tasks: a leading task axis is allowed.
+        design: what the compiled kernels are told of it; None where they do not know it.
         map_shape: (C, h, w) of the features before they are flattened.
         n_features: D, length of the embedding; 64 for 28x28 images and 64 filters with pooling.
 
@@ -112,16 +113,17 @@ class Conv4(nn.Module):
         )
         self.map_shape = (n_filters, side, side)
         self.n_features = n_filters * side * side
-        self.design = (in_channels, n_filters, image_size, downsample)
+        design = native.Design(in_channels, image_size, n_filters)
+        self.design = design if downsample == "pool" and design.possible else None
 
     @property
     def fusable(self) -> bool:
         """True if ``kshot.nn.native`` computes this very network, normalised by batch statistics, and works here."""
-        if self.design != (1, 64, 28, "pool") or not all(_is_plain(block) for block in self.blocks):
+        if self.design is None or not all(_is_plain(block) for block in self.blocks):
             return False
         kinds = {(p.dtype, p.device.type) for p in self.parameters()}
         dtype, device = next(iter(kinds))
-        return len(kinds) == 1 and device == "cpu" and native.available(dtype)
+        return len(kinds) == 1 and device == "cpu" and native.available(dtype, self.design)
 
     def fused(self, x: Tensor) -> Tensor:
         """Embed images of T tasks as ``forward`` does while training, by the compiled kernels; needs ``fusable``.
@@ -130,7 +132,7 @@ class Conv4(nn.Module):
         nearly zero in ``forward``.
 
         Args:
-            x: (T, N, 1, 28, 28).
+            x: (T, N, C, H, W).
 
         Returns:
             (T, N, D).
@@ -148,8 +150,9 @@ class Conv4(nn.Module):
             n_images: N, images of each task.
         """
         if any(block.norm.mode == "running" for block in self._own):
+            sides = self.design.sides if self.design else ()
             statistics = zip(means.mean(0).unbind(), variances.mean(0).unbind(), strict=True)
-            for block, side, (mean, var) in zip(self._own, native.SIDES, statistics, strict=True):
+            for block, side, (mean, var) in zip(self._own, sides, statistics, strict=True):
                 bias = block.conv.bias
                 centre = mean if bias is None else mean + bias.detach()
                 block.norm.average_in(centre, var, count=n_images * side * side)

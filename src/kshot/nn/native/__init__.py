@@ -2,13 +2,14 @@
 
 from kshot.nn.native.build import NativeUnavailableError, available, why_not
 from kshot.nn.native.conv4 import Trunk, trunk
-from kshot.nn.native.kernels import EPS, SIDES, Inner, Labelled
+from kshot.nn.native.design import EPS, Design
+from kshot.nn.native.kernels import Inner, Labelled
 from kshot.nn.native.maml import maml_losses
 from kshot.nn.native.protonet import ProtoNetLosses, protonet_losses
 
 __all__ = [
     "EPS",
-    "SIDES",
+    "Design",
     "Inner",
     "Labelled",
     "NativeUnavailableError",

@@ -1,6 +1,6 @@
-"""Compile the native library once, keep it in the user's cache folder, and load it.
+"""Compile the native libraries once, keep them in the user's cache folder, and load them.
 
-One call of a C++ compiler, a few seconds; no headers of PyTorch or Python are needed. The file's name is a hash of all
+There is one of the cells with a memory, and one of networks for each shape that these are asked in. One call of a C++ compiler, a few seconds; no headers of PyTorch or Python are needed. The file's name is a hash of all
 that went into it, so a new version, compiler or processor never meets an old library.
 """
 
@@ -19,7 +19,7 @@ from pathlib import Path
 import platformdirs
 import torch
 
-from kshot.nn.native.kernels import REALS
+from kshot.nn.native.design import REALS, Design
 from kshot.nn.native.selftest import failure
 
 SOURCES = Path(__file__).parent / "cpp"
@@ -36,63 +36,70 @@ class NativeUnavailableError(RuntimeError):
     """There is no native library here; the message says why."""
 
 
-@lru_cache(maxsize=len(REALS))
-def _attempt(dtype: torch.dtype) -> ctypes.CDLL | str:
+@lru_cache(maxsize=None)
+def _attempt(dtype: torch.dtype, design: Design | None) -> ctypes.CDLL | str:
     try:
-        return _load(dtype)
+        return _load(dtype, design)
     except NativeUnavailableError as error:
         return str(error)
 
 
-def available(dtype: torch.dtype = torch.float32) -> bool:
-    """Tell whether the native library works here; the first call compiles it.
+def available(dtype: torch.dtype = torch.float32, design: Design | None = None) -> bool:
+    """Tell whether a native library works here; the first call compiles it.
 
     Args:
         dtype: type of the numbers.
+        design: of the network; None for the library of cells with a memory.
 
     Returns:
-        False without a compiler, with ``KSHOT_NATIVE=0``, or for a type that is neither float32 nor float64.
+        False without a compiler, with ``KSHOT_NATIVE=0``, for a type that is neither float32 nor float64, or for a
+        design that the kernels do not know.
     """
-    return not isinstance(_attempt(dtype), str)
+    return not isinstance(_attempt(dtype, design), str)
 
 
-def why_not(dtype: torch.dtype = torch.float32) -> str:
-    """Say why the native library is not available.
+def why_not(dtype: torch.dtype = torch.float32, design: Design | None = None) -> str:
+    """Say why a native library is not available.
 
     Args:
         dtype: type of the numbers.
+        design: see ``available``.
 
     Returns:
         The reason; "" if it is available.
     """
-    found = _attempt(dtype)
+    found = _attempt(dtype, design)
     return found if isinstance(found, str) else ""
 
 
-def library(dtype: torch.dtype) -> ctypes.CDLL:
+def library(dtype: torch.dtype, design: Design | None = None) -> ctypes.CDLL:
     """Return the library for one type of number.
 
     Args:
         dtype: float32 or float64.
+        design: see ``available``.
 
     Returns:
-        Its functions; see ``cpp/api.cpp``.
+        Its functions; see ``cpp/conv4.cpp`` and ``cpp/memory.cpp``.
 
     Raises:
         NativeUnavailableError: it is not available; check ``available()`` first.
     """
-    found = _attempt(dtype)
+    found = _attempt(dtype, design)
     if isinstance(found, str):
         raise NativeUnavailableError(found)
     return found
 
 
-def _load(dtype: torch.dtype) -> ctypes.CDLL:
+def _load(dtype: torch.dtype, design: Design | None) -> ctypes.CDLL:
     if os.environ.get("KSHOT_NATIVE", "1") == "0":
         raise NativeUnavailableError("KSHOT_NATIVE=0 switches native kernels off")
     if dtype not in REALS:
         raise NativeUnavailableError(f"native kernels know {', '.join(map(str, REALS))}, not {dtype}")
+    if design is not None and not design.possible:
+        raise NativeUnavailableError(f"native kernels cannot be compiled for {design}")
     command = [_compiler(), *FLAGS, *PROCESSOR_FLAGS.get(platform.machine(), ()), f"-DKSHOT_REAL={REALS[dtype]}"]
+    command += [*(design.defines if design else ()), str(SOURCES / ("conv4.cpp" if design else "memory.cpp"))]
     path = _folder() / f"kshot-{REALS[dtype]}-{_key(command)}.so"
     if not path.exists():
         _compile(command, path)
@@ -101,7 +108,7 @@ def _load(dtype: torch.dtype) -> ctypes.CDLL:
     except NativeUnavailableError:  # a damaged file, perhaps of a disk that was full
         _compile(command, path)
         loaded = _open(path)
-    wrong = failure(loaded, dtype)
+    wrong = failure(loaded, dtype, design) if design else ""
     if wrong:
         raise NativeUnavailableError(f"what {command[0]} compiled gives wrong answers ({wrong}); name another by CXX")
     return loaded
@@ -131,7 +138,7 @@ def _compile(command: list[str], path: Path) -> None:
     except OSError as error:
         raise NativeUnavailableError(f"the cache folder {path.parent} cannot be written: {error}") from error
     try:
-        _run([*command, str(SOURCES / "api.cpp"), "-o", name], COMPILE_SECONDS)
+        _run([*command, "-o", name], COMPILE_SECONDS)
         # Atomic: of several processes that compile at once, each leaves a whole file.
         os.replace(name, path)
     finally:

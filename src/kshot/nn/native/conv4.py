@@ -1,4 +1,4 @@
-"""Conv4 (1x28x28, 64 filters, pooling, batch statistics) as one operation with its own backward pass."""
+"""Conv4 (square images, pooling, batch statistics) as one operation with its own backward pass."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from kshot.nn.native.build import library
-from kshot.nn.native.kernels import IMAGE_SHAPE, N_FILTERS, REALS, Pool, trunk_backward, trunk_forward
-
-SHAPES = [(N_FILTERS, 1, 3, 3), *[(N_FILTERS, N_FILTERS, 3, 3)] * 3, *[(N_FILTERS,)] * 8]
+from kshot.nn.native.design import Design, design_of
+from kshot.nn.native.kernels import Pool, trunk_backward, trunk_forward
 
 pool = Pool("trunk")
 
@@ -21,9 +20,9 @@ class Trunk(NamedTuple):
     """What the trunk returns.
 
     Attributes:
-        features: (G, N, 64).
-        means: mean of each convolution without its bias, over all pixels of a group, (G, 4, 64); no gradient.
-        variances: biased variance of the same, (G, 4, 64); no gradient.
+        features: (G, N, D).
+        means: mean of each convolution without its bias, over all pixels of a group, (G, 4, C); no gradient.
+        variances: biased variance of the same, (G, 4, C); no gradient.
     """
 
     features: Tensor
@@ -34,11 +33,11 @@ class Trunk(NamedTuple):
 def trunk(x: Tensor, parameters: Sequence[Tensor]) -> Trunk:
     """Embed G groups of N images, each group normalised by its own statistics.
 
-    Memory is about 150 kB an image until the backward pass (float32).
+    Memory is about 150 kB until the backward pass for an image of 28 x 28 and 64 filters (float32).
 
     Args:
-        x: (G, N, 1, 28, 28), float32 or float64.
-        parameters: the four convolutions, the scales and the shifts of the four norms; ``SHAPES`` lists their shapes.
+        x: (G, N, channels, side, side), float32 or float64.
+        parameters: the four convolutions, the scales and the shifts of the four norms; see ``Design.shapes``.
 
     Returns:
         Features, which can be differentiated once by the parameters, and statistics.
@@ -46,27 +45,9 @@ def trunk(x: Tensor, parameters: Sequence[Tensor]) -> Trunk:
     Raises:
         ValueError: shapes, types or devices are none that the kernel knows, or a gradient by images is asked for.
     """
-    check_images(x)
-    check_parameters(parameters, SHAPES, x.dtype)
-    return Trunk(*_Trunk.apply(x, *parameters))  # pyright: ignore[reportGeneralTypeIssues]
-
-
-def check_images(x: Tensor) -> None:
-    """Refuse images that the kernels cannot read.
-
-    Args:
-        x: should be (G, N, 1, 28, 28), float32 or float64, on the CPU.
-
-    Raises:
-        ValueError: it is something else.
-    """
-    if x.ndim != 5 or tuple(x.shape[2:]) != IMAGE_SHAPE or x.dtype not in REALS or x.device.type != "cpu":
-        raise ValueError(
-            "expected images (groups, images, 1, 28, 28) of float32 or float64 on the CPU, "
-            f"got {tuple(x.shape)} of {x.dtype} on {x.device}"
-        )
-    if x.numel() == 0 or x.requires_grad:
-        raise ValueError(f"expected images that need no gradient, got {tuple(x.shape)}, {x.requires_grad=}")
+    design = design_of(x, parameters)
+    check_parameters(parameters, design.shapes, x.dtype)
+    return Trunk(*_Trunk.apply(design, x, *parameters))  # pyright: ignore[reportGeneralTypeIssues]
 
 
 def check_parameters(parameters: Sequence[Tensor], shapes: Sequence[tuple[int, ...]], dtype: torch.dtype) -> None:
@@ -82,7 +63,7 @@ def check_parameters(parameters: Sequence[Tensor], shapes: Sequence[tuple[int, .
     """
     got = [(tuple(p.shape), p.dtype, p.device.type) for p in parameters]
     if got != [(shape, dtype, "cpu") for shape in shapes]:
-        raise ValueError(f"expected the parameters of Conv4-64 in {dtype} on the CPU, got {got}")
+        raise ValueError(f"expected parameters of shapes {list(shapes)} in {dtype} on the CPU, got {got}")
 
 
 def check_labels(y: Tensor, shape: tuple[int, ...], ways: int) -> None:
@@ -131,10 +112,10 @@ def unflatten(flat: Tensor, shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
 
 class _Trunk(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, *parameters: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(ctx: Any, design: Design, x: Tensor, *parameters: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         x, flat = x.contiguous(), flatten(parameters)
-        ctx.kernel, ctx.n_parameters = pool.take(library(x.dtype)), len(flat)
-        features, means, variances = trunk_forward(ctx.kernel, flat, x, torch.get_num_threads())
+        ctx.kernel, ctx.design, ctx.n_parameters = pool.take(library(x.dtype, design)), design, len(flat)
+        features, means, variances = trunk_forward(ctx.kernel, design, flat, x, torch.get_num_threads())
         ctx.save_for_backward(x)  # whose address the kernel remembers
         ctx.mark_non_differentiable(means, variances)
         return features, means, variances
@@ -144,4 +125,4 @@ class _Trunk(torch.autograd.Function):
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         with pool.resumed(ctx) as kernel:
             grad = trunk_backward(kernel, grad_outputs[0].contiguous(), ctx.n_parameters)
-        return None, *unflatten(grad, SHAPES)
+        return None, None, *unflatten(grad, ctx.design.shapes)

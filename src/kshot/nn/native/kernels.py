@@ -1,4 +1,4 @@
-"""The functions of ``cpp/api.cpp`` as seen from Python: tensors in, tensors out, no autograd."""
+"""The functions of ``cpp/*.cpp`` as seen from Python: tensors in, tensors out, no autograd."""
 
 from __future__ import annotations
 
@@ -10,20 +10,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-#: The one network that the kernels know: side of the images that each block sees, channels, epsilon of its norms.
-SIDES = (28, 14, 7, 3)
-N_FILTERS = 64
-EPS = 1e-5
-IMAGE_SHAPE = (1, 28, 28)
-#: C++ types.
-REALS = {torch.float32: "float", torch.float64: "double"}
-
+from kshot.nn.native.design import N_BLOCKS, Design
 
 class Labelled(NamedTuple):
     """Examples of T tasks.
 
     Attributes:
-        x: images (T, N, 1, 28, 28).
+        x: images (T, N, channels, side, side).
         y: int64 (T, N), class indices below the width of the head.
     """
 
@@ -38,7 +31,7 @@ class Inner(NamedTuple):
         rates: one for each of S steps and each of the P parameters in the kernel's order, (S, P).
         weights: of the loss of the queries after each step, (S,); those of zero cost nothing.
         first_order: leave second derivatives out.
-        norms: scales, then shifts, of the four normalisations for each step, (S, 8, 64); None where they are parameters
+        norms: scales, then shifts, of the four normalisations for each step, (S, 8, C); None where they are parameters
             like all others.
     """
 
@@ -55,7 +48,7 @@ class InnerGradient(NamedTuple):
         losses: (T,).
         parameters: gradient of the mean loss by the parameters, (P,).
         rates: by the rates, (S, P); None where that was not asked for.
-        norms: by the normalisations of the steps, (S, 8, 64); None where they have none of their own.
+        norms: by the normalisations of the steps, (S, 8, C); None where they have none of their own.
     """
 
     losses: Tensor
@@ -187,21 +180,24 @@ def check_scan(
             )
 
 
-def trunk_forward(kernel: Kernel, parameters: Tensor, x: Tensor, threads: int) -> tuple[Tensor, Tensor, Tensor]:
+def trunk_forward(
+    kernel: Kernel, design: Design, parameters: Tensor, x: Tensor, threads: int
+) -> tuple[Tensor, Tensor, Tensor]:
     """Embed G groups of N images, each group normalised by its own statistics.
 
     Args:
         kernel: of kind "trunk"; it remembers the images, which must live until ``trunk_backward``.
+        design: what it was compiled for.
         parameters: convolutions, scales and shifts, flat.
-        x: (G, N, 1, 28, 28), contiguous.
+        x: (G, N, channels, side, side), contiguous.
         threads: how many to use; the results depend on it in the last bits.
 
     Returns:
-        Features (G, N, 64); mean and biased variance of each convolution, without its bias, (G, 4, 64).
+        Features (G, N, D); mean and biased variance of each convolution, without its bias, (G, 4, C).
     """
     groups, each = x.shape[:2]
-    features = x.new_empty(groups, each, N_FILTERS)
-    means, variances = (x.new_empty(groups, len(SIDES), N_FILTERS) for _ in range(2))
+    features = x.new_empty(groups, each, design.n_features)
+    means, variances = (x.new_empty(groups, N_BLOCKS, design.filters) for _ in range(2))
     kernel("forward", parameters, x, groups, each, features, means, variances, threads)
     return features, means, variances
 
@@ -211,7 +207,7 @@ def trunk_backward(kernel: Kernel, grad_features: Tensor, n_parameters: int) -> 
 
     Args:
         kernel: the same.
-        grad_features: (G, N, 64), contiguous.
+        grad_features: (G, N, D), contiguous.
         n_parameters: length of ``parameters``.
 
     Returns:
@@ -228,7 +224,7 @@ class ProtoNetResult(NamedTuple):
     Attributes:
         losses: (T,).
         grad: of the mean loss by the parameters, flat.
-        means: as of ``trunk_forward``, (T, 4, 64).
+        means: as of ``trunk_forward``, (T, 4, C).
         variances: likewise.
     """
 
@@ -239,15 +235,23 @@ class ProtoNetResult(NamedTuple):
 
 
 def protonet_run(
-    kernel: Kernel, parameters: Tensor, ways: int, x: Tensor, support_y: Tensor, query_y: Tensor, threads: int
+    kernel: Kernel,
+    design: Design,
+    parameters: Tensor,
+    ways: int,
+    x: Tensor,
+    support_y: Tensor,
+    query_y: Tensor,
+    threads: int,
 ) -> ProtoNetResult:
     """Compute the losses of T tasks by distances to prototypes, and the gradient of their mean.
 
     Args:
         kernel: of kind "trunk".
+        design: what it was compiled for.
         parameters: convolutions, scales and shifts, flat.
         ways: number of classes.
-        x: support, then queries, (T, S + Q, 1, 28, 28), contiguous.
+        x: support, then queries, (T, S + Q, channels, side, side), contiguous.
         support_y: int64 (T, S).
         query_y: int64 (T, Q).
         threads: how many to use; the results depend on it in the last bits.
@@ -257,7 +261,7 @@ def protonet_run(
     """
     n_tasks = len(x)
     losses, grad = x.new_empty(n_tasks), torch.empty_like(parameters)
-    means, variances = (x.new_empty(n_tasks, len(SIDES), N_FILTERS) for _ in range(2))
+    means, variances = (x.new_empty(n_tasks, N_BLOCKS, design.filters) for _ in range(2))
     labels: list[Tensor | int] = []
     for y in (support_y, query_y):
         labels += [y.to(torch.int32).contiguous(), y.shape[1]]

@@ -10,7 +10,8 @@ from torch import Tensor
 from kshot.nn.native import conv4
 from kshot.nn.native.build import library
 from kshot.nn.native.gradient import with_gradient
-from kshot.nn.native.kernels import N_FILTERS, SIDES, Inner, Labelled, Pool, maml_run
+from kshot.nn.native.design import N_BLOCKS, Design, design_of
+from kshot.nn.native.kernels import Inner, Labelled, Pool, maml_run
 
 _pool = Pool("maml")
 
@@ -18,12 +19,12 @@ _pool = Pool("maml")
 def maml_losses(support: Labelled, query: Labelled, parameters: Sequence[Tensor], inner: Inner) -> Tensor:
     """Losses of the queries after the inner steps.
 
-    Memory is about 300 kB for each support image, inner step and thread (float32), whatever the number of tasks.
+    Memory is about 300 kB for each support image, inner step and thread (28 x 28, 64 filters, float32), whatever the number of tasks.
 
     Args:
         support: what each task is learnt from.
         query: what it is judged on.
-        parameters: as ``conv4.trunk`` takes them, then the head (W, 64) and its bias (W,).
+        parameters: as ``conv4.trunk`` takes them, then the head (W, D) and its bias (W,).
         inner: the inner loop.
 
     Returns:
@@ -33,22 +34,21 @@ def maml_losses(support: Labelled, query: Labelled, parameters: Sequence[Tensor]
     Raises:
         ValueError: shapes, types or labels are none that the kernel knows.
     """
-    ways = parameters[-1].numel()
-    shapes = [*conv4.SHAPES, (ways, N_FILTERS), (ways,)]
+    ways, design = parameters[-1].numel(), design_of(support.x, parameters)
+    shapes = [*design.shapes, (ways, design.n_features), (ways,)]
     conv4.check_parameters(parameters, shapes, support.x.dtype)
     for part in (support, query):
-        conv4.check_images(part.x)
         conv4.check_labels(part.y, tuple(part.x.shape[:2]), ways)
-    if query.x.dtype != support.x.dtype or len(query.x) != len(support.x):
+    if query.x.dtype != support.x.dtype or len(query.x) != len(support.x) or design_of(query.x, parameters) != design:
         raise ValueError(
-            f"expected support and queries of as many tasks and one type, got {len(support.x)} of {support.x.dtype} "
-            f"and {len(query.x)} of {query.x.dtype}"
+            "expected support and queries of as many tasks, one size and one type, "
+            f"got {tuple(support.x.shape)} of {support.x.dtype} and {tuple(query.x.shape)} of {query.x.dtype}"
         )
-    _check(inner, sum(torch.Size(shape).numel() for shape in shapes), support.x.dtype)
+    _check(inner, design, sum(torch.Size(shape).numel() for shape in shapes), support.x.dtype)
     learned = [t for t in (inner.rates, inner.norms) if t is not None and t.requires_grad]
 
     def run(flat: Tensor) -> tuple[Tensor, Tensor]:
-        kernel, by_rates = _pool.take(library(flat.dtype)), inner.rates.requires_grad
+        kernel, by_rates = _pool.take(library(flat.dtype, design)), inner.rates.requires_grad
         theta, threads = flat[: inner.rates.shape[1]], torch.get_num_threads()
         found = maml_run(kernel, theta, ways, support, query, inner, threads, by_rates=by_rates)
         _pool.put_back(kernel)
@@ -59,9 +59,9 @@ def maml_losses(support: Labelled, query: Labelled, parameters: Sequence[Tensor]
     return with_gradient(run, [*parameters, *learned])
 
 
-def _check(inner: Inner, n_parameters: int, dtype: torch.dtype) -> None:
+def _check(inner: Inner, design: Design, n_parameters: int, dtype: torch.dtype) -> None:
     n_steps = len(inner.rates)
-    expected = [(n_steps, n_parameters), (n_steps,), (n_steps, 2 * len(SIDES), N_FILTERS)]
+    expected = [(n_steps, n_parameters), (n_steps,), (n_steps, 2 * N_BLOCKS, design.filters)]
     given = [t for t in (inner.rates, inner.weights, inner.norms) if t is not None]
     kinds = {(t.dtype, t.device.type) for t in given}
     shapes = [tuple(t.shape) for t in given]

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from kshot.nn.native import conv4
 from kshot.nn.native.build import library
+from kshot.nn.native.design import design_of
 from kshot.nn.native.gradient import with_gradient
 from kshot.nn.native.kernels import ProtoNetResult, protonet_run
 
@@ -19,7 +20,7 @@ class ProtoNetLosses(NamedTuple):
 
     Attributes:
         losses: (T,); only their mean, or another multiple of their sum, can be differentiated, once.
-        means: see ``conv4.Trunk``, of each task, (T, 4, 64).
+        means: see ``conv4.Trunk``, of each task, (T, 4, C).
         variances: likewise.
     """
 
@@ -33,10 +34,10 @@ def protonet_losses(
 ) -> ProtoNetLosses:
     """Losses of tasks whose support and queries are normalised together.
 
-    Memory is about 150 kB for each image of one task (float32), whatever the number of tasks.
+    Memory is about 150 kB for each image of one task (28 x 28, 64 filters, float32), whatever the number of tasks.
 
     Args:
-        x: images of the support, then of the queries, (T, S + Q, 1, 28, 28).
+        x: images of the support, then of the queries, (T, S + Q, channels, side, side).
         support_y: int64 (T, S), class indices below ``ways``.
         query_y: int64 (T, Q).
         ways: number of classes W.
@@ -48,8 +49,8 @@ def protonet_losses(
     Raises:
         ValueError: shapes, types or labels are none that the kernel knows.
     """
-    conv4.check_images(x)
-    conv4.check_parameters(parameters, conv4.SHAPES, x.dtype)
+    design = design_of(x, parameters)
+    conv4.check_parameters(parameters, design.shapes, x.dtype)
     n_tasks, n_images = x.shape[:2]
     n_support = support_y.shape[-1]
     conv4.check_labels(support_y, (n_tasks, n_support), ways)
@@ -57,8 +58,8 @@ def protonet_losses(
     found: list[ProtoNetResult] = []
 
     def run(flat: Tensor) -> tuple[Tensor, Tensor]:
-        kernel = conv4.pool.take(library(x.dtype))
-        found.append(protonet_run(kernel, flat, ways, x.contiguous(), support_y, query_y, torch.get_num_threads()))
+        kernel, threads = conv4.pool.take(library(x.dtype, design)), torch.get_num_threads()
+        found.append(protonet_run(kernel, design, flat, ways, x.contiguous(), support_y, query_y, threads))
         conv4.pool.put_back(kernel)
         return found[0].losses, found[0].grad
 

@@ -12,30 +12,31 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 
-from kshot.nn.native.kernels import EPS, Inner, Kernel, Labelled, maml_run, trunk_backward, trunk_forward
+from kshot.nn.native.design import EPS, Design
+from kshot.nn.native.kernels import Inner, Kernel, Labelled, maml_run, trunk_backward, trunk_forward
 
 WAYS = 2
-SHAPES = [(64, 1, 3, 3), *[(64, 64, 3, 3)] * 3, *[(64,)] * 8, (WAYS, 64), (WAYS,)]
 # Gradients in float32 may rightly differ more, where two pixels of a pooling window are nearly equal.
 TOLERANCE = {torch.float64: (1e-10, 1e-10), torch.float32: (1e-4, 1e-2)}  # values, gradients
 RATE = 0.1
 
 
-def failure(library: ctypes.CDLL, dtype: torch.dtype) -> str:
+def failure(library: ctypes.CDLL, dtype: torch.dtype, design: Design) -> str:
     """Compare the library with PyTorch on a small case.
 
     Args:
         library: as loaded.
         dtype: its type of number.
+        design: what it was compiled for.
 
     Returns:
         What is wrong; "" if nothing is.
     """
     # The first call may come from within vmap, to which all this is of no concern.
     with temporarily_clear_interpreter_stack(), torch.inference_mode(False), torch.enable_grad():
-        parameters, images = _case()
+        parameters, images = _case(design)
         expected = _expected(parameters, images)
-        got = _got(library, [p.detach().to(dtype) for p in parameters], images.to(dtype))
+        got = _got(library, design, [p.detach().to(dtype) for p in parameters], images.to(dtype))
     for name, value in got.items():
         error = float((value.double() - expected[name]).norm() / expected[name].norm())
         if not error < TOLERANCE[dtype]["gradient" in name]:
@@ -43,13 +44,15 @@ def failure(library: ctypes.CDLL, dtype: torch.dtype) -> str:
     return ""
 
 
-def _case() -> tuple[list[Tensor], Tensor]:
+def _case(design: Design) -> tuple[list[Tensor], Tensor]:
     g = torch.Generator().manual_seed(0)
     parameters = []
-    for shape in SHAPES:
+    for shape in (*design.shapes, (WAYS, design.n_features), (WAYS,)):
         fan_in = max(1, torch.Size(shape[1:]).numel())
         parameters.append(torch.randn(shape, generator=g, dtype=torch.float64) * (2 / fan_in) ** 0.5)
-    return [p.requires_grad_() for p in parameters], torch.rand(2, 4, 1, 28, 28, generator=g, dtype=torch.float64)
+    return [p.requires_grad_() for p in parameters], torch.rand(
+        2, 4, *design.image_shape, generator=g, dtype=torch.float64
+    )
 
 
 def _examples(images: Tensor) -> tuple[Labelled, Labelled]:
@@ -86,10 +89,10 @@ def _expected(parameters: list[Tensor], images: Tensor) -> dict[str, Tensor]:
     }
 
 
-def _got(library: ctypes.CDLL, parameters: list[Tensor], images: Tensor) -> dict[str, Tensor]:
+def _got(library: ctypes.CDLL, design: Design, parameters: list[Tensor], images: Tensor) -> dict[str, Tensor]:
     kernel = Kernel(library, "trunk")
     flat = _flat(parameters[:12])
-    features, _, _ = trunk_forward(kernel, flat, images, threads=2)
+    features, _, _ = trunk_forward(kernel, design, flat, images, threads=2)
     by_trunk = trunk_backward(kernel, 2 * features, len(flat))
     support, query = _examples(images)
     theta = _flat(parameters)

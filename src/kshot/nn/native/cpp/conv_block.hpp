@@ -1,4 +1,4 @@
-// Blocks 2 to 4: a 3x3 convolution of 64 to 64 channels by Winograd's method, batch normalisation, pooling and ReLU.
+// Blocks 2 to 4: a 3x3 convolution of as many channels in as out by Winograd's method, batch normalisation, pooling and ReLU.
 // The transforms do the work of normalisation and pooling in passing, while their tiles are in registers.
 #pragma once
 
@@ -9,19 +9,11 @@
 
 namespace kshot {
 
-constexpr int kBlocks = 4;
-constexpr int kSides[kBlocks + 1] = {28, 14, 7, 3, 1};
-
-// Numbers in one image before a block; after the last block, in one feature vector.
-constexpr long image_size(int block) {
-    return long(kSides[block]) * kSides[block] * kChannels;
-}
-
 // What the forward pass of one block leaves for the backward pass, for all images of a group.
 template <class T>
 struct BlockState {
-    T* conv;         // y, (N, side, side, 64); not of the first block
-    T* peak;         // the y that pooling chose, (N, side / 2, side / 2, 64); not of the first block
+    T* conv;         // y, (N, side, side, C); not of the first block
+    T* peak;         // the y that pooling chose, (N, side / 2, side / 2, C); not of the first block
     uint8_t* where;  // which of the four pixels of the window it was
     T* out;          // relu(z), pooled
     T* delta;        // dL/dout, then dL/dz: zero where out is

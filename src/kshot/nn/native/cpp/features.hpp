@@ -1,6 +1,7 @@
-// Arithmetic of feature vectors, which have one number for each channel.
+// Arithmetic of feature vectors.
 #pragma once
 
+#include "shape.hpp"
 #include "simd.hpp"
 
 namespace kshot {
@@ -17,7 +18,7 @@ T sum_lanes(Vector<T> value) {
 template <class T>
 T dot(const T* a, const T* b) {
     Vector<T> sum{};
-    for (int c = 0; c < kChannels; c += Simd<T>::lanes) {
+    for (int c = 0; c < kFeatures; c += Simd<T>::lanes) {
         sum += load(a + c) * load(b + c);
     }
     return sum_lanes<T>(sum);
@@ -27,7 +28,7 @@ T dot(const T* a, const T* b) {
 template <class T>
 T squared_distance(const T* a, const T* b, T* difference) {
     Vector<T> sum{};
-    for (int c = 0; c < kChannels; c += Simd<T>::lanes) {
+    for (int c = 0; c < kFeatures; c += Simd<T>::lanes) {
         const Vector<T> d = load(a + c) - load(b + c);
         store(difference + c, d);
         sum += d * d;
@@ -38,7 +39,7 @@ T squared_distance(const T* a, const T* b, T* difference) {
 // to += factor * from.
 template <class T>
 void add_multiple(T factor, const T* from, T* to) {
-    for (int c = 0; c < kChannels; c += Simd<T>::lanes) {
+    for (int c = 0; c < kFeatures; c += Simd<T>::lanes) {
         store(to + c, load(to + c) + factor * load(from + c));
     }
 }

@@ -1,6 +1,6 @@
-// The first block, whose images have one channel.
+// The first block, whose images have few channels.
 //
-// Its convolution is never stored. Pixel p sees the patch x(p) of 9 numbers, so y(p) = sum_k w_k x_k(p), and all sums
+// Its convolution is never stored. Pixel p sees the patch x(p) of 9 numbers of each channel, so y(p) = sum_k w_k x_k(p), and all sums
 // over pixels that batch normalisation needs follow from the first and second moments of the patches, which are the
 // same for all channels:  mean(y) = sum_k w_k mean(x_k),  variance(y) = sum_kj w_k w_j cov(x_k, x_j). What remains is
 // the one pixel of each window that pooling chose.
@@ -13,67 +13,79 @@
 
 namespace kshot {
 
-constexpr int kImageSide = 28;
-constexpr int kImageSize = kImageSide * kImageSide;
+constexpr int kPlane = kImageSide * kImageSide;
+constexpr int kImageSize = kInputs * kPlane;
+constexpr int kPatch = kInputs * kTaps;
 constexpr int kPooledSide = kImageSide / 2;
 constexpr int kWindows = kPooledSide * kPooledSide;
 
-// The 3x3 patches of the four pixels of a window lie in one 4x4 square.
-constexpr int kSquare = 16;
+// The 3x3 patches of the four pixels of a window lie in one 4x4 square, for each channel.
+constexpr int kOneSquare = 16;
+constexpr int kSquare = kInputs * kOneSquare;
 
-// Where in the square tap k of the first pixel is.
-constexpr int kTapPlace[kTaps] = {0, 1, 2, 4, 5, 6, 8, 9, 10};
+// Where in the square of its channel tap k of the first pixel is.
+constexpr int tap_place(int k) {
+    return k % kTaps / 3 * 4 + k % 3;
+}
 
 struct PatchMoments {
-    double mean[kTaps];
-    double covariance[kTaps][kTaps];
+    double mean[kPatch];
+    double covariance[kPatch][kPatch];
 };
 
 // Sums over all pixels of x_k, and of x_k x_j.
 struct PatchSums {
-    double first[kTaps] = {};
-    double second[kTaps][kTaps] = {};
+    double first[kPatch] = {};
+    double second[kPatch][kPatch] = {};
 };
 
-// An image with a border of zeros, which the padding of the convolution asks for.
+// The channels of an image, each with a border of zeros, which the padding of the convolution asks for.
 template <class T>
 struct PaddedImage {
-    static constexpr int stride = 32;
-    alignas(64) T pixels[(kImageSide + 2) * stride] = {};
+    static constexpr int stride = (kImageSide + 3) / 4 * 4 + 4;
+    static constexpr int plane = (kImageSide + 2) * stride;
+    alignas(64) T pixels[kInputs * plane] = {};
 
     template <class From>
     explicit PaddedImage(const From* image) {
-        for (int row = 0; row < kImageSide; ++row) {
-            std::copy_n(image + row * kImageSide, kImageSide, pixels + (row + 1) * stride + 1);
+        for (int line = 0; line < kInputs * kImageSide; ++line) {
+            T* to = pixels + line / kImageSide * plane + (line % kImageSide + 1) * stride + 1;
+            std::copy_n(image + line * kImageSide, kImageSide, to);
         }
     }
+
+    // Where tap k of the patch of the first pixel is.
+    static constexpr int place(int k) { return k / kTaps * plane + k % kTaps / 3 * stride + k % 3; }
 };
 
 // Adds sum x_k and, for all j, sum x_k x_j, four pixels at a time.
 inline void add_tap_moments(const double* padded, int k, PatchSums& sums) {
     typedef double Four __attribute__((vector_size(32)));
-    constexpr int stride = PaddedImage<double>::stride;
+    using Image = PaddedImage<double>;
     Four first{};
-    Four second[kTaps] = {};
+    Four second[kPatch] = {};
     for (int row = 0; row < kImageSide; ++row) {
         for (int column = 0; column < kImageSide; column += 4) {
-            const double* corner = padded + row * stride + column;
+            const double* corner = padded + row * Image::stride + column;
             const auto tap = [&](int t) {
                 Four x;
-                std::memcpy(&x, corner + (t / 3) * stride + t % 3, sizeof(x));
+                std::memcpy(&x, corner + Image::place(t), sizeof(x));
                 return x;
             };
-            const Four x = tap(k);
+            Four x = tap(k);
+            for (int lane = kImageSide - column; lane < 4; ++lane) {
+                x[lane] = 0;  // beyond the image
+            }
             first += x;
-#pragma GCC unroll 9
-            for (int j = 0; j < kTaps; ++j) {
+#pragma GCC unroll 27
+            for (int j = 0; j < kPatch; ++j) {
                 second[j] += x * tap(j);
             }
         }
     }
     for (int lane = 0; lane < 4; ++lane) {
         sums.first[k] += first[lane];
-        for (int j = 0; j < kTaps; ++j) {
+        for (int j = 0; j < kPatch; ++j) {
             sums.second[k][j] += second[j][lane];
         }
     }
@@ -83,7 +95,7 @@ template <class T>
 void add_patch_sums(const T* images, int n_images, PatchSums& sums) {
     for (int image = 0; image < n_images; ++image) {
         const PaddedImage<double> padded(images + long(image) * kImageSize);
-        for (int k = 0; k < kTaps; ++k) {
+        for (int k = 0; k < kPatch; ++k) {
             add_tap_moments(padded.pixels, k, sums);
         }
     }
@@ -91,24 +103,25 @@ void add_patch_sums(const T* images, int n_images, PatchSums& sums) {
 
 inline PatchMoments patch_moments(const PatchSums& sums, double count) {
     PatchMoments moments;
-    for (int k = 0; k < kTaps; ++k) {
+    for (int k = 0; k < kPatch; ++k) {
         moments.mean[k] = sums.first[k] / count;
-        for (int j = 0; j < kTaps; ++j) {
+        for (int j = 0; j < kPatch; ++j) {
             moments.covariance[k][j] = sums.second[k][j] / count - moments.mean[k] * sums.first[j] / count;
         }
     }
     return moments;
 }
 
-// The 4x4 squares of all windows of one image, one after the other.
+// The 4x4 squares of all windows of one image, one after the other, the channels of each together.
 template <class T>
 void cut_squares(const T* image, T* squares) {
-    const PaddedImage<T> padded(image);
+    using Image = PaddedImage<T>;
+    const Image padded(image);
     for (int i = 0; i < kPooledSide; ++i) {
-        for (int j = 0; j < kPooledSide; ++j, squares += kSquare) {
-            for (int row = 0; row < 4; ++row) {
-                const T* from = padded.pixels + (2 * i + row) * PaddedImage<T>::stride + 2 * j;
-                std::memcpy(squares + 4 * row, from, 4 * sizeof(T));
+        for (int j = 0; j < kPooledSide; ++j) {
+            for (int line = 0; line < 4 * kInputs; ++line, squares += 4) {
+                const int row = 2 * i + line % 4;
+                std::memcpy(squares, padded.pixels + line / 4 * Image::plane + row * Image::stride + 2 * j, 4 * sizeof(T));
             }
         }
     }
@@ -145,10 +158,10 @@ void normalise_first(const PatchMoments& moments, const T* taps, double count, N
     for (int c = 0; c < kChannels; ++c) {
         double mean = 0;
         double variance = 0;
-        for (int k = 0; k < kTaps; ++k) {
+        for (int k = 0; k < kPatch; ++k) {
             const double tap = taps[k * kChannels + c];
             mean += tap * moments.mean[k];
-            for (int j = 0; j < kTaps; ++j) {
+            for (int j = 0; j < kPatch; ++j) {
                 variance += tap * taps[j * kChannels + c] * moments.covariance[k][j];
             }
         }
@@ -165,9 +178,9 @@ KSHOT_INLINE Vector<T> pool_window(const T* square, const Vector<T>* tap, Vector
     for (int pixel = 0; pixel < 4; ++pixel) {
         const T* corner = square + pixel + (pixel & 2);
         Vector<T> z = constant;
-#pragma GCC unroll 9
-        for (int k = 0; k < kTaps; ++k) {
-            z += corner[kTapPlace[k]] * tap[k];
+#pragma GCC unroll 27
+        for (int k = 0; k < kPatch; ++k) {
+            z += corner[k / kTaps * kOneSquare + tap_place(k)] * tap[k];
         }
         const Integers<T> better = z > best;
         best = pixel == 0 ? z : (better ? z : best);
@@ -183,8 +196,8 @@ void first_forward(const T* images, int n_images, const T* taps, const Affine<T>
     for (int image = 0; image < n_images; ++image) {
         cut_squares(images + long(image) * kImageSize, squares);
         for (int channel = 0; channel < kChannels; channel += Simd<T>::lanes) {
-            Vector<T> folded[kTaps];
-            for (int k = 0; k < kTaps; ++k) {
+            Vector<T> folded[kPatch];
+            for (int k = 0; k < kPatch; ++k) {
                 folded[k] = load(taps + k * kChannels + channel) * load(affine.slope + channel);
             }
             const Vector<T> constant = load(affine.constant + channel);
@@ -202,7 +215,7 @@ void first_forward(const T* images, int n_images, const T* taps, const Affine<T>
 // Sums over windows of delta, and of delta * x_k at the chosen pixel; delta = d_out where out > 0.
 struct TapSums {
     Sums delta = {};
-    Sums tap[kTaps] = {};
+    Sums tap[kPatch] = {};
 };
 
 template <class T>
@@ -213,20 +226,20 @@ void add_tap_sums(const T* images, int n_images, const T* out, const T* d_out, c
         cut_squares(images + long(image) * kImageSize, squares);
         for (int channel = 0; channel < kChannels; channel += Simd<T>::lanes) {
             Vector<T> total{};
-            Vector<T> tap[kTaps] = {};
+            Vector<T> tap[kPatch] = {};
             const long first = long(image) * kWindows * kChannels + channel;
             for (int window = 0; window < kWindows; ++window) {
                 const long at = first + window * kChannels;
                 const Vector<T> delta = load(out + at) > zero ? load(d_out + at) : zero;
                 const Integers<T> place = chosen_place<T>(where + at);
                 total += delta;
-#pragma GCC unroll 9
-                for (int k = 0; k < kTaps; ++k) {
-                    tap[k] += delta * pick<T>(squares + window * kSquare, place + kTapPlace[k]);
+#pragma GCC unroll 27
+                for (int k = 0; k < kPatch; ++k) {
+                    tap[k] += delta * pick<T>(squares + window * kSquare + k / kTaps * kOneSquare, place + tap_place(k));
                 }
             }
             add_lanes<T>(total, sums.delta + channel);
-            for (int k = 0; k < kTaps; ++k) {
+            for (int k = 0; k < kPatch; ++k) {
                 add_lanes<T>(tap[k], sums.tap[k] + channel);
             }
         }
@@ -240,16 +253,16 @@ void first_backward(const PatchMoments& moments, const TapSums& sums, const T* t
     for (int c = 0; c < kChannels; ++c) {
         const double r = norm.inverse[c];
         double delta_y = 0;
-        for (int k = 0; k < kTaps; ++k) {
+        for (int k = 0; k < kPatch; ++k) {
             delta_y += taps[k * kChannels + c] * sums.tap[k][c];
         }
         norm.delta[c] = sums.delta[c];
         norm.delta_xhat[c] = r * (delta_y - norm.mean[c] * sums.delta[c]);
         d_shift[c] += T(norm.delta[c]);
         d_scale[c] += T(norm.delta_xhat[c]);
-        for (int k = 0; k < kTaps; ++k) {
+        for (int k = 0; k < kPatch; ++k) {
             double covariance = 0;
-            for (int j = 0; j < kTaps; ++j) {
+            for (int j = 0; j < kPatch; ++j) {
                 covariance += moments.covariance[k][j] * taps[j * kChannels + c];
             }
             const double plain = sums.tap[k][c] - norm.delta[c] * moments.mean[k] - norm.delta_xhat[c] * r * covariance;

@@ -13,10 +13,10 @@ void normalise_first_tangent(const PatchMoments& moments, const Normalisation& n
     for (int c = 0; c < kChannels; ++c) {
         double mean = 0;
         double covariance = 0;
-        for (int k = 0; k < kTaps; ++k) {
+        for (int k = 0; k < kPatch; ++k) {
             const double tap_tangent = taps_tangent[k * kChannels + c];
             mean += tap_tangent * moments.mean[k];
-            for (int j = 0; j < kTaps; ++j) {
+            for (int j = 0; j < kPatch; ++j) {
                 covariance += tap_tangent * taps[j * kChannels + c] * moments.covariance[k][j];
             }
         }
@@ -28,7 +28,7 @@ void normalise_first_tangent(const PatchMoments& moments, const Normalisation& n
 // out' = [out > 0] (scale' xhat + scale xhat' + shift') is linear in y and y', and so in the patch that pooling chose.
 template <class T>
 struct FirstTangent {
-    T taps[kTaps * kChannels];
+    T taps[kPatch * kChannels];
     T constant[kChannels];
 
     FirstTangent(const Parameters<T>& theta, const Parameters<T>& direction, const Normalisation& norm,
@@ -38,7 +38,7 @@ struct FirstTangent {
             const double on_y = direction.scale(0)[c] * r - theta.scale(0)[c] * r * tangent.k[c] * r;
             const double on_y_tangent = theta.scale(0)[c] * r;
             constant[c] = T(direction.shift(0)[c] - on_y * norm.mean[c] - on_y_tangent * tangent.mean[c]);
-            for (int i = c; i < kTaps * kChannels; i += kChannels) {
+            for (int i = c; i < kPatch * kChannels; i += kChannels) {
                 taps[i] = T(on_y * theta.conv(0)[i] + on_y_tangent * direction.conv(0)[i]);
             }
         }
@@ -52,8 +52,8 @@ void first_forward_tangent(const Pass<T>& pass, const FirstTangent<T>& linear, T
     for (int image = 0; image < pass.n_images; ++image) {
         cut_squares(pass.images + long(image) * kImageSize, squares);
         for (int channel = 0; channel < kChannels; channel += Simd<T>::lanes) {
-            Vector<T> tap[kTaps];
-            for (int k = 0; k < kTaps; ++k) {
+            Vector<T> tap[kPatch];
+            for (int k = 0; k < kPatch; ++k) {
                 tap[k] = load(linear.taps + k * kChannels + channel);
             }
             const Vector<T> constant = load(linear.constant + channel);
@@ -61,9 +61,9 @@ void first_forward_tangent(const Pass<T>& pass, const FirstTangent<T>& linear, T
             for (int window = 0; window < kWindows; ++window, at += kChannels) {
                 const Integers<T> place = chosen_place<T>(state.where + at);
                 Vector<T> z = constant;
-#pragma GCC unroll 9
-                for (int k = 0; k < kTaps; ++k) {
-                    z += pick<T>(squares + window * kSquare, place + kTapPlace[k]) * tap[k];
+#pragma GCC unroll 27
+                for (int k = 0; k < kPatch; ++k) {
+                    z += pick<T>(squares + window * kSquare + k / kTaps * kOneSquare, place + tap_place(k)) * tap[k];
                 }
                 store(out_tangent + at, load(state.out + at) > zero ? z : zero);
             }
@@ -75,7 +75,7 @@ void first_forward_tangent(const Pass<T>& pass, const FirstTangent<T>& linear, T
 template <class T>
 double patch_covariance(const PatchMoments& moments, const T* taps, int k, int c) {
     double covariance = 0;
-    for (int j = 0; j < kTaps; ++j) {
+    for (int j = 0; j < kPatch; ++j) {
         covariance += moments.covariance[k][j] * taps[j * kChannels + c];
     }
     return covariance;
@@ -87,7 +87,7 @@ void finish_first_tangent(const TapSums& sums, const TapSums& sums_tangent, cons
                           const Normalisation& norm, NormalisationTangent& tangent, T* hv) {
     for (int c = 0; c < kChannels; ++c) {
         double delta_y_tangent = -norm.mean[c] * sums_tangent.delta[c] - tangent.mean[c] * sums.delta[c];
-        for (int k = 0; k < kTaps; ++k) {
+        for (int k = 0; k < kPatch; ++k) {
             delta_y_tangent += taps[k * kChannels + c] * sums_tangent.tap[k][c];
             delta_y_tangent += taps_tangent[k * kChannels + c] * sums.tap[k][c];
         }
@@ -111,7 +111,7 @@ void first_backward_tangent(const Pass<T>& pass, const TapSums& sums, const TapS
         const double r_tangent = -r * r * tangent.k[c];
         const double slope = theta.scale(0)[c] * r;
         const double slope_tangent = direction.scale(0)[c] * r + theta.scale(0)[c] * r_tangent;
-        for (int k = 0; k < kTaps; ++k) {
+        for (int k = 0; k < kPatch; ++k) {
             const double mean = pass.moments.mean[k];
             const double covariance = patch_covariance(pass.moments, theta.conv(0), k, c);
             const double covariance_tangent = patch_covariance(pass.moments, direction.conv(0), k, c);

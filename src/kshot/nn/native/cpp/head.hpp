@@ -9,14 +9,14 @@
 
 namespace kshot {
 
-// W as [way][64], then b as [way].
+// W as [way][feature], then b as [way].
 template <class T>
 struct Head {
     const T* weight;
     int ways;
 
-    const T* row(int way) const { return weight + long(way) * kChannels; }
-    T bias(int way) const { return weight[long(ways) * kChannels + way]; }
+    const T* row(int way) const { return weight + long(way) * kFeatures; }
+    T bias(int way) const { return weight[long(ways) * kFeatures + way]; }
 };
 
 // Softmax of each example, and dL/dz = (p - [label]) / n.
@@ -24,7 +24,7 @@ template <class T>
 struct HeadState {
     std::vector<T> probability;  // (n, way)
     std::vector<T> d_score;      // (n, way)
-    std::vector<T> d_features;   // (n, 64)
+    std::vector<T> d_features;   // (n, D)
 };
 
 // Leaves probabilities, dL/dz and dL/df; returns the loss.
@@ -33,13 +33,13 @@ T head_forward(const Head<T>& head, const T* features, const int* labels, int n,
     const int ways = head.ways;
     state.probability.resize(long(n) * ways);
     state.d_score.resize(long(n) * ways);
-    state.d_features.assign(long(n) * kChannels, T(0));
+    state.d_features.assign(long(n) * kFeatures, T(0));
     double loss = 0;
     for (int i = 0; i < n; ++i) {
         T* p = state.probability.data() + long(i) * ways;
         T* d = state.d_score.data() + long(i) * ways;
         for (int way = 0; way < ways; ++way) {
-            p[way] = head.bias(way) + dot(features + i * kChannels, head.row(way));
+            p[way] = head.bias(way) + dot(features + i * kFeatures, head.row(way));
         }
         const T highest = *std::max_element(p, p + ways);
         const T own = p[labels[i]];
@@ -52,7 +52,7 @@ T head_forward(const Head<T>& head, const T* features, const int* labels, int n,
         for (int way = 0; way < ways; ++way) {
             p[way] /= sum;
             d[way] = (p[way] - T(way == labels[i])) / n;
-            add_multiple(d[way], head.row(way), state.d_features.data() + i * kChannels);
+            add_multiple(d[way], head.row(way), state.d_features.data() + i * kFeatures);
         }
     }
     return T(loss / n);
@@ -64,8 +64,8 @@ void head_backward(const T* features, int n, int ways, const HeadState<T>& state
     for (int i = 0; i < n; ++i) {
         for (int way = 0; way < ways; ++way) {
             const T d = state.d_score[long(i) * ways + way];
-            add_multiple(d, features + i * kChannels, grad + long(way) * kChannels);
-            grad[long(ways) * kChannels + way] += d;
+            add_multiple(d, features + i * kFeatures, grad + long(way) * kFeatures);
+            grad[long(ways) * kFeatures + way] += d;
         }
     }
 }
@@ -77,10 +77,10 @@ void head_tangent(const Head<T>& head, const Head<T>& direction, const T* featur
                   const HeadState<T>& state, T* grad, T* d_features_tangent) {
     const int ways = head.ways;
     std::vector<T> z_tangent(ways);
-    std::fill(d_features_tangent, d_features_tangent + long(n) * kChannels, T(0));
+    std::fill(d_features_tangent, d_features_tangent + long(n) * kFeatures, T(0));
     for (int i = 0; i < n; ++i) {
-        const T* f = features + i * kChannels;
-        const T* f_tangent = features_tangent + i * kChannels;
+        const T* f = features + i * kFeatures;
+        const T* f_tangent = features_tangent + i * kFeatures;
         const T* p = state.probability.data() + long(i) * ways;
         T mean = 0;
         for (int way = 0; way < ways; ++way) {
@@ -90,11 +90,11 @@ void head_tangent(const Head<T>& head, const Head<T>& direction, const T* featur
         for (int way = 0; way < ways; ++way) {
             const T d = state.d_score[long(i) * ways + way];
             const T d_tangent = p[way] * (z_tangent[way] - mean) / n;
-            grad[long(ways) * kChannels + way] += d_tangent;
-            add_multiple(d_tangent, f, grad + long(way) * kChannels);
-            add_multiple(d, f_tangent, grad + long(way) * kChannels);
-            add_multiple(d_tangent, head.row(way), d_features_tangent + i * kChannels);
-            add_multiple(d, direction.row(way), d_features_tangent + i * kChannels);
+            grad[long(ways) * kFeatures + way] += d_tangent;
+            add_multiple(d_tangent, f, grad + long(way) * kFeatures);
+            add_multiple(d, f_tangent, grad + long(way) * kFeatures);
+            add_multiple(d_tangent, head.row(way), d_features_tangent + i * kFeatures);
+            add_multiple(d, direction.row(way), d_features_tangent + i * kFeatures);
         }
     }
 }

@@ -21,8 +21,7 @@ struct Worker {
 
     Worker() {
         arena_.lay_out([&](Cursor& cursor) {
-            constexpr long most =
-                std::max({Tiling<TileFor<14>, 14>::size, Tiling<TileFor<7>, 7>::size, Tiling<TileFor<3>, 3>::size});
+            constexpr long most = std::max({tiling_size<kSides[1]>(), tiling_size<kSides[2]>(), tiling_size<kSides[3]>()});
             tiles = {cursor.take<T>(most), cursor.take<T>(most), cursor.take<T>(most)};
             squares = cursor.take<T>(kWindows * kSquare);
             for (int block = 1; block < kBlocks; ++block) {
@@ -102,7 +101,7 @@ void forward_moments(const Parameters<T>& theta, Pass<T>& pass, Workers<T>& work
         workers[part].patches = PatchSums();
         add_patch_sums(pass.images + long(mine.begin) * kImageSize, mine.end - mine.begin, workers[part].patches);
     });
-    const double count = double(pass.n_images) * kImageSize;
+    const double count = double(pass.n_images) * kPlane;
     pass.moments = patch_moments(total(workers, &Worker<T>::patches), count);
     normalise_first(pass.moments, theta.conv(0), count, pass.block[0].norm);
 }

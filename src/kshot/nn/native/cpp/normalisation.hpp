@@ -4,6 +4,7 @@
 
 #include <cmath>
 
+#include "shape.hpp"
 #include "simd.hpp"
 
 namespace kshot {

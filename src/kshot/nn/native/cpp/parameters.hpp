@@ -9,12 +9,12 @@
 
 namespace kshot {
 
-// Where a parameter lies in the vector: convolutions as [tap][out][in], scales [block][64], shifts [block][64], then
-// the head [way][64] and its bias [way], if there is one.
+// Where a parameter lies in the vector: convolutions as [tap][out][in] (the first as [in][tap][out]), scales
+// [block][channel], shifts [block][channel], then the head [way][feature] and its bias [way], if there is one.
 namespace layout {
 
 constexpr long conv(int block) {
-    return block == 0 ? 0 : kTaps * (kChannels + (block - 1L) * kFilterSize);
+    return block == 0 ? 0 : kTaps * (long(kInputs) * kChannels + (block - 1L) * kFilterSize);
 }
 constexpr long scale(int block) {
     return conv(kBlocks) + block * kChannels;
@@ -24,7 +24,7 @@ constexpr long shift(int block) {
 }
 constexpr long head = shift(kBlocks);
 constexpr long size(int ways) {
-    return head + ways * (kChannels + 1L);
+    return head + ways * (kFeatures + 1L);
 }
 
 }  // namespace layout
@@ -32,6 +32,11 @@ constexpr long size(int ways) {
 // Larger tiles need fewer products but more room for filters, which pays where an image has many tiles.
 template <int SIDE>
 using TileFor = std::conditional_t<(SIDE > 3), Tile4, Tile2>;
+
+template <int SIDE>
+constexpr long tiling_size() {
+    return Tiling<TileFor<SIDE>, SIDE>::size;
+}
 
 constexpr int filter_frequencies(int block) {
     return kSides[block] > 3 ? Tile4::in * Tile4::in : Tile2::in * Tile2::in;
@@ -53,7 +58,7 @@ void with_side(int block, Use use) {
     }
 }
 
-// to [64][64] = from^T, square by square, which stay in the cache.
+// to [C][C] = from^T, square by square, which stay in the cache.
 template <class T>
 void transpose_channels(const T* from, T* to) {
     constexpr int square = 16;
@@ -68,35 +73,42 @@ void transpose_channels(const T* from, T* to) {
     }
 }
 
-// PyTorch stores convolutions as [out][in][tap]; all else is the same.
-template <class T>
-void from_torch(const T* torch, long size, T* flat) {
+// How PyTorch orders what is ordered otherwise here: calls use(place here, place there) for every parameter. There,
+// convolutions are [out][in][tap], and features, by which the head is multiplied, [channel][pixel].
+template <class Use>
+void for_places(long size, Use use) {
     for (int block = 0; block < kBlocks; ++block) {
+        // The filters of the first block are seen as those of one channel with 9 taps for each channel that comes in.
         const long count = block == 0 ? kChannels : kFilterSize;
-        const T* from = torch + layout::conv(block);
-        T* to = flat + layout::conv(block);
-        for (int tap = 0; tap < kTaps; ++tap) {
+        const int taps = block == 0 ? kTaps * kInputs : kTaps;
+        for (int tap = 0; tap < taps; ++tap) {
             for (long k = 0; k < count; ++k) {
-                to[tap * count + k] = from[k * kTaps + tap];
+                use(layout::conv(block) + tap * count + k, layout::conv(block) + k * taps + tap);
             }
         }
     }
-    std::copy(torch + layout::scale(0), torch + size, flat + layout::scale(0));
+    for (long i = layout::scale(0); i < layout::head; ++i) {
+        use(i, i);
+    }
+    const long ways = (size - layout::head) / (kFeatures + 1);
+    for (long row = layout::head; row < layout::head + ways * kFeatures; row += kFeatures) {
+        for (long feature = 0; feature < kFeatures; ++feature) {
+            use(row + feature, row + place_in_torch(feature));
+        }
+    }
+    for (long i = layout::head + ways * kFeatures; i < size; ++i) {
+        use(i, i);
+    }
+}
+
+template <class T>
+void from_torch(const T* torch, long size, T* flat) {
+    for_places(size, [&](long here, long there) { flat[here] = torch[there]; });
 }
 
 template <class T>
 void to_torch(const T* flat, long size, T* torch) {
-    for (int block = 0; block < kBlocks; ++block) {
-        const long count = block == 0 ? kChannels : kFilterSize;
-        const T* from = flat + layout::conv(block);
-        T* to = torch + layout::conv(block);
-        for (int tap = 0; tap < kTaps; ++tap) {
-            for (long k = 0; k < count; ++k) {
-                to[k * kTaps + tap] = from[tap * count + k];
-            }
-        }
-    }
-    std::copy(flat + layout::scale(0), flat + size, torch + layout::scale(0));
+    for_places(size, [&](long here, long there) { torch[there] = flat[here]; });
 }
 
 // Parameters, or a direction in which they move.

@@ -1,4 +1,4 @@
-// Vectors of channels. Every image in this library is stored as [row][column][channel] with 64 channels.
+// Vectors of channels.
 #pragma once
 
 #include <cstdint>
@@ -8,8 +8,6 @@
 #define KSHOT_INLINE inline __attribute__((always_inline))
 
 namespace kshot {
-
-constexpr int kChannels = 64;
 
 // Width of a hardware vector, and how many of them one row of a matrix kernel holds without spilling registers.
 #if defined(__AVX512F__)

@@ -1,6 +1,7 @@
 // Images to tiles of Winograd frequencies and back, and filters likewise.
 #pragma once
 
+#include "shape.hpp"
 #include "winograd.hpp"
 
 namespace kshot {

@@ -6,7 +6,7 @@
 
 namespace kshot {
 
-// What batch normalisation took of each group, (G, 4, 64).
+// What batch normalisation took of each group, (G, 4, C).
 template <class T>
 struct Statistics {
     T* means;
@@ -23,14 +23,19 @@ struct Statistics {
 template <class T>
 class Trunk {
   public:
-    // Features (G, N, 64).
+    // Features (G, N, D).
     void forward(const T* parameters, const T* images, int n_groups, int n_images, T* features,
                  Statistics<T> statistics, int threads) {
         start(parameters, n_groups, threads);
         for (int g = 0; g < n_groups; ++g) {
             Pass<T>& pass = passes_[g];
             kshot::forward(theta_, images + long(g) * n_images * kImageSize, n_images, pass, workers_);
-            features = std::copy_n(pass.last().out, n_images * image_size(kBlocks), features);
+            for (const T* from = pass.last().out; from < pass.last().out + n_images * kFeatures; from += kFeatures) {
+                for (long i = 0; i < kFeatures; ++i) {
+                    features[place_in_torch(i)] = from[i];
+                }
+                features += kFeatures;
+            }
             statistics.append(pass);
         }
     }
@@ -39,13 +44,19 @@ class Trunk {
     void backward(const T* d_features, T* grad) {
         clear_gradient();
         for (int g = 0; g < n_groups_; ++g) {
-            kshot::backward(theta_, passes_[g], d_features, grad_.data(), workers_);
-            d_features += passes_[g].n_images * image_size(kBlocks);
+            d_features_.resize(passes_[g].n_images * kFeatures);
+            for (T* to = d_features_.data(); to < d_features_.data() + d_features_.size(); to += kFeatures) {
+                for (long i = 0; i < kFeatures; ++i) {
+                    to[i] = d_features[place_in_torch(i)];
+                }
+                d_features += kFeatures;
+            }
+            kshot::backward(theta_, passes_[g], d_features_.data(), grad_.data(), workers_);
         }
         finish_gradient(T(1), grad);
     }
 
-    // Losses of n_tasks tasks and the gradient of their mean. The images of a task, (n_tasks, S + Q, 784), are its
+    // Losses of n_tasks tasks and the gradient of their mean. The images of a task, (n_tasks, S + Q, pixels), are its
     // support and then its queries, normalised together.
     void protonet(const T* parameters, int ways, const T* images, const int* support_y, int n_support,
                   const int* query_y, int n_query, int n_tasks, T* losses, Statistics<T> statistics, T* grad,
@@ -53,7 +64,7 @@ class Trunk {
         start(parameters, 1, threads);
         clear_gradient();
         const int n_images = n_support + n_query;
-        d_features_.resize(n_images * image_size(kBlocks));
+        d_features_.resize(n_images * kFeatures);
         Pass<T>& pass = passes_[0];
         for (int task = 0; task < n_tasks; ++task) {
             kshot::forward(theta_, images + long(task) * n_images * kImageSize, n_images, pass, workers_);
@@ -61,7 +72,7 @@ class Trunk {
             const Embedded<T> support = {features, support_y + long(task) * n_support, n_support};
             const Embedded<T> query = {support.row(n_support), query_y + long(task) * n_query, n_query};
             losses[task] = head_.loss_and_gradient(support, query, ways, d_features_.data(),
-                                                   d_features_.data() + n_support * image_size(kBlocks));
+                                                   d_features_.data() + n_support * kFeatures);
             kshot::backward(theta_, pass, d_features_.data(), grad_.data(), workers_);
             statistics.append(pass);
         }
