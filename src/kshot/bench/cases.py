@@ -34,6 +34,7 @@ from kshot.engine.auto import choose
 from kshot.engine.batch import Batching, OuterStep
 from kshot.engine.train import TrainConfig, Trainer
 from kshot.nn.conv import Conv4
+from kshot.nn.native import Design
 
 __all__ = ["CASES", "Line", "Result", "run_case", "runnable"]
 
@@ -99,49 +100,59 @@ def _protonet_agreement(chosen: Batching, batch: Episode | list[Episode]) -> str
     return f"{chosen} and plain eager: loss {float(abs(ours.losses - reference.losses).max()):.1e}, gradients {gap:.1e}"
 
 
-def maml_step(rounds: int, n_inner_steps: int = 1, n_tasks: int = 32) -> Result:
-    """Time MAML's second-order outer gradient on Conv4-64 against the plain loop and the peers.
+def maml_step(
+    rounds: int,
+    n_inner_steps: int = 1,
+    n_tasks: int = 32,
+    n_query: int = 5,
+    inner_lr: float = 0.4,
+    design: Design = plain.OMNIGLOT,
+) -> Result:
+    """Time MAML's second-order outer gradient on Conv4 against the plain loop and the peers.
 
     Args:
         rounds: measured rounds.
         n_inner_steps: inner steps.
         n_tasks: T.
+        n_query: queries of a class.
+        inner_lr: alpha.
+        design: images and filters.
 
     Returns:
         Seconds of an outer gradient, with the share of the matrix-product peak.
     """
-    episodes = _images(n_tasks)
+    episodes = _images(n_tasks, n_query, design)
     with torch.random.fork_rng([]):
         torch.manual_seed(0)
-        net = plain.conv4(n_way=5)
-    learner = MAML(
-        nn.Sequential(Conv4(normalisation="episode"), nn.Linear(64, 5)), inner_lr=0.4, n_inner_steps=n_inner_steps
-    ).train()
+        net = plain.conv4(5, design)
+    backbone = Conv4(design.inputs, design.filters, design.side, "episode")
+    head = nn.Linear(design.n_features, 5)
+    learner = MAML(nn.Sequential(backbone, head), inner_lr=inner_lr, n_inner_steps=n_inner_steps).train()
     plain.copy_weights(net, learner)
     chosen, _ = choose(learner, episodes)
     fast, loop = OuterStep(learner, chosen), OuterStep(learner, Batching("loop"))
     contenders: dict[str, Callable[[], Any]] = {
         "kshot": lambda: fast(episodes),
-        "plain eager loop": lambda: plain.maml_step(net, episodes, 0.4, n_inner_steps),
+        "plain eager loop": lambda: plain.maml_step(net, episodes, inner_lr, n_inner_steps),
     }
     if chosen.kind != "loop":
         contenders["kshot, loop"] = lambda: loop(episodes)
     reference = dict(
-        zip(fast(episodes).grads, plain.maml_step(net, episodes, 0.4, n_inner_steps).values(), strict=True)
+        zip(fast(episodes).grads, plain.maml_step(net, episodes, inner_lr, n_inner_steps).values(), strict=True)
     )
     gaps = [f"kshot {_gap(fast(episodes).grads, reference):.1e}"]
     for name in filter(peers.installed, peers.MAML_PEERS):
-        contenders[name] = peers.maml_step(name, net, episodes, 0.4, n_inner_steps)
+        contenders[name] = peers.maml_step(name, net, episodes, inner_lr, n_inner_steps)
         gaps.append(f"{name} {_gap(dict(zip(reference, contenders[name]().values(), strict=True)), reference):.1e}")
     # The peak takes its turn as well: a machine that others use is as slow for it as for the rest.
     product = MatrixProduct()
     timings = take_turns({**contenders, "peak": product}, rounds)
     peak = product.operations / timings.pop("peak").median
-    operations = count_operations(lambda: plain.maml_step(net, episodes, 0.4, n_inner_steps))
+    operations = count_operations(lambda: plain.maml_step(net, episodes, inner_lr, n_inner_steps))
     return Result(
-        f"maml-step-{n_inner_steps}",
-        f"MAML, second order, Conv4-64, 28x28, 5-way 1-shot, 5 queries a class, {n_tasks} tasks, {n_inner_steps} inner "
-        "steps: one outer gradient",
+        f"maml-step-{n_inner_steps}" if design == plain.OMNIGLOT else "maml-step-mini",
+        f"MAML, second order, Conv4-{design.filters}, {design.side}x{design.side}, 5-way 1-shot, {n_query} queries a "
+        f"class, {n_tasks} tasks, {n_inner_steps} inner steps: one outer gradient",
         lines_of(timings, "kshot", 1, {"kshot": f"batching: {chosen}"}),
         "gradients against the plain loop, relative: " + ", ".join(gaps),
         1.5,
@@ -156,16 +167,16 @@ def maml_step(rounds: int, n_inner_steps: int = 1, n_tasks: int = 32) -> Result:
     )
 
 
-def _images(n_tasks: int) -> Episode:
+def _images(n_tasks: int, n_query: int = 5, design: Design = plain.OMNIGLOT) -> Episode:
     # Noise around one texture a class: as good as any images for timing, and free of files.
     g = generator(0, "bench")
-    centre = torch.rand(n_tasks, 5, 1, 1, 28, 28, generator=g)
+    centre = torch.rand(n_tasks, 5, 1, *design.image_shape, generator=g)
 
     def draw(n: int) -> Split:
-        x = centre + 0.5 * torch.rand(n_tasks, 5, n, 1, 28, 28, generator=g)
+        x = centre + 0.5 * torch.rand(n_tasks, 5, n, *design.image_shape, generator=g)
         return Split(x.flatten(1, 2), torch.arange(5).repeat_interleave(n).expand(n_tasks, -1).contiguous(), 5)
 
-    return Episode(draw(1), draw(5))
+    return Episode(draw(1), draw(n_query))
 
 
 def processes(rounds: int, root: Path | None = None) -> Result:
@@ -257,6 +268,7 @@ CASES: dict[str, Callable[..., Result]] = {
     "protonet-loop-60-5": lambda rounds, root: protonet_loop(rounds, root, n_way=60, per=4),
     "maml-step-1": lambda rounds: maml_step(rounds, 1),
     "maml-step-5": lambda rounds: maml_step(rounds, 5),
+    "maml-step-mini": lambda rounds: maml_step(rounds, 5, 4, 15, 0.01, plain.MINI_IMAGENET),
     "sinusoid-step": sinusoid_step,
     "adapt": adapting,
     "growth": growth,

@@ -11,6 +11,10 @@ from torch import Tensor, nn
 
 from kshot.core import Episode
 from kshot.core.episode import unbind
+from kshot.nn.native import Design
+
+#: Conv4-64 on images of 28 x 28, and the Conv4-32 that MAML's paper has for mini-ImageNet.
+OMNIGLOT, MINI_IMAGENET = Design(), Design(inputs=3, side=84, filters=32)
 
 
 def maml_step(model: nn.Module, episodes: Episode, inner_lr: float, n_inner_steps: int) -> dict[str, Tensor]:
@@ -101,20 +105,21 @@ def _call(model: nn.Module, names: list[str], params: Sequence[Tensor], x: Tenso
     return torch.func.functional_call(model, dict(zip(names, params, strict=True)), (x,))
 
 
-def conv4(n_way: int = 0) -> nn.Sequential:
-    """Build Conv4-64 of PyTorch's own layers, with batch statistics only when there is a head (as MAML uses it).
+def conv4(n_way: int = 0, design: Design = OMNIGLOT) -> nn.Sequential:
+    """Build Conv4 of PyTorch's own layers, with batch statistics only when there is a head (as MAML uses it).
 
     Args:
         n_way: outputs of a linear head; 0 for none.
+        design: images and filters.
 
     Returns:
         The network; its parameters come in the order of ``kshot.nn.conv.Conv4`` (and a linear head).
     """
     layers: list[nn.Module] = []
-    for channels in (1, 64, 64, 64):
-        norm = nn.BatchNorm2d(64, track_running_stats=not n_way)
-        layers += [nn.Conv2d(channels, 64, 3, padding=1), norm, nn.ReLU(), nn.MaxPool2d(2)]
-    return nn.Sequential(*layers, nn.Flatten(), *([nn.Linear(64, n_way)] if n_way else []))
+    for channels in (design.inputs, *[design.filters] * 3):
+        norm = nn.BatchNorm2d(design.filters, track_running_stats=not n_way)
+        layers += [nn.Conv2d(channels, design.filters, 3, padding=1), norm, nn.ReLU(), nn.MaxPool2d(2)]
+    return nn.Sequential(*layers, nn.Flatten(), *([nn.Linear(design.n_features, n_way)] if n_way else []))
 
 
 def copy_weights(source: nn.Module, target: nn.Module) -> None:

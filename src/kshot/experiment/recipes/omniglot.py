@@ -196,7 +196,7 @@ RECIPES = (
     _gradient(
         "maml",
         (5, 1, 1, 8),
-        10_000,
+        30_000,
         (0.983, 0.992, None, None),
         _REPTILE,
         recipe="fomaml-omniglot",
