@@ -111,7 +111,7 @@ def test_a_second_derivative_is_refused():
     ],
 )
 def test_images_that_the_kernel_cannot_read_are_refused(x):
-    with pytest.raises(ValueError, match="expected (square )?images"):
+    with pytest.raises(ValueError, match=r"expected (square )?images"):
         native.trunk(x, _parameters(torch.float32))
 
 

@@ -1,7 +1,8 @@
 """Compile the native libraries once, keep them in the user's cache folder, and load them.
 
-There is one of the cells with a memory, and one of networks for each shape that these are asked in. One call of a C++ compiler, a few seconds; no headers of PyTorch or Python are needed. The file's name is a hash of all
-that went into it, so a new version, compiler or processor never meets an old library.
+There is one of the cells with a memory, and one of networks for each shape that is asked for. One call of a C++
+compiler, some fifteen seconds; no headers of PyTorch or Python are needed. The file's name is a hash of all that went
+into it, so a new version, compiler or processor never meets an old library.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import platform
 import shutil
 import subprocess
 import tempfile
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 
 import platformdirs
@@ -36,7 +37,7 @@ class NativeUnavailableError(RuntimeError):
     """There is no native library here; the message says why."""
 
 
-@lru_cache(maxsize=None)
+@cache
 def _attempt(dtype: torch.dtype, design: Design | None) -> ctypes.CDLL | str:
     try:
         return _load(dtype, design)

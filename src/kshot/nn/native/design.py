@@ -12,7 +12,7 @@ from torch import Tensor
 N_BLOCKS, EPS = 4, 1e-5
 #: C++ types.
 REALS = {torch.float32: "float", torch.float64: "double"}
-#: Vectors of channels are at most this long; beyond the others tables no longer fit the caches, or the compiler's stack.
+#: Channels come in vectors of 16 (two at a time in float64); what is beyond the others was never measured.
 _LANES, _MOST_INPUTS, _MOST_SIDE, _MOST_FILTERS = 32, 4, 128, 256
 
 
@@ -76,7 +76,7 @@ def design_of(x: Tensor, parameters: Sequence[Tensor]) -> Design:
         ValueError: they are something else.
     """
     filters = len(parameters[0]) if parameters and parameters[0].ndim else 0
-    design = Design(*x.shape[2:4], filters) if x.ndim == 5 else Design(0, 0, filters)
+    design = Design(x.shape[2], x.shape[3], filters) if x.ndim == 5 else Design(0, 0, filters)
     if tuple(x.shape[2:]) != design.image_shape or x.dtype not in REALS or x.device.type != "cpu":
         raise ValueError(
             "expected square images (groups, images, channels, side, side) of float32 or float64 on the CPU, "

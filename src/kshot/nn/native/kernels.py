@@ -12,6 +12,7 @@ from torch import Tensor
 
 from kshot.nn.native.design import N_BLOCKS, Design
 
+
 class Labelled(NamedTuple):
     """Examples of T tasks.
 

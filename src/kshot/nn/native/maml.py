@@ -9,8 +9,8 @@ from torch import Tensor
 
 from kshot.nn.native import conv4
 from kshot.nn.native.build import library
-from kshot.nn.native.gradient import with_gradient
 from kshot.nn.native.design import N_BLOCKS, Design, design_of
+from kshot.nn.native.gradient import with_gradient
 from kshot.nn.native.kernels import Inner, Labelled, Pool, maml_run
 
 _pool = Pool("maml")
@@ -19,7 +19,8 @@ _pool = Pool("maml")
 def maml_losses(support: Labelled, query: Labelled, parameters: Sequence[Tensor], inner: Inner) -> Tensor:
     """Losses of the queries after the inner steps.
 
-    Memory is about 300 kB for each support image, inner step and thread (28 x 28, 64 filters, float32), whatever the number of tasks.
+    Memory is about 300 kB for each support image, inner step and thread (28 x 28, 64 filters, float32), whatever the
+    number of tasks.
 
     Args:
         support: what each task is learnt from.
