@@ -18,9 +18,9 @@ sum over K shots        ``fit_head``, with ``shots="sum"``
 Differs from the paper: the features of a class are averaged by default, and not added up. At one shot that is the same;
 but a network that reads sums is at a loss for any other number of shots than it was trained for: on Omniglot 47 % at
 5-way 5-shot, where the same network reads one shot at 98 %. The relation network follows the shape of the features.
-Maps (C, h, w) of at least 4 x 4 (the backbone ``--downsample first2``) get the paper's two blocks of convolution and pooling
-and two linear layers, single vectors three linear layers. Its normalisation is the backbone's mode, but for "support",
-where it is by layer.
+Maps (C, h, w) of at least 4 x 4 (the backbone ``--downsample first2``) get the paper's two blocks of convolution and
+pooling and two linear layers, single vectors three linear layers. Its normalisation is the backbone's mode, but for
+"support", where it is by layer.
 
 Checked by: tests/reference/test_metric.py (plain loops).
 """
