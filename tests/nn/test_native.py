@@ -4,6 +4,7 @@ import sys
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from kshot.nn import native
 from kshot.nn.conv import Conv4
@@ -257,3 +258,42 @@ def test_without_kernels_everything_still_works(variable, tmp_path, monkeypatch)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert value in done.stdout or name in done.stdout
+
+
+@needs_compiler
+def test_a_network_turns_to_the_kernels_by_itself_where_one_derivative_is_enough(monkeypatch):
+    calls = []
+    fused = Conv4.fused
+    monkeypatch.setattr(Conv4, "fused", lambda self, x: calls.append(x.shape) or fused(self, x))
+    net, x = Conv4(normalisation="episode").double(), _drawings(1, 6, torch.float64)[0]
+
+    def features(run):
+        out = run(net, x)
+        return out, torch.cat([g.reshape(-1) for g in torch.autograd.grad(out.square().sum(), net.kernel_parameters())])
+
+    expected = features(nn.Module.__call__)  # gradients are on, and nobody promised anything
+    assert calls == []
+    with native.differentiated_once():
+        torch.testing.assert_close(features(nn.Module.__call__), expected, rtol=1e-7, atol=1e-9)
+        with native.switched_off():
+            net(x)
+    with torch.no_grad():
+        torch.testing.assert_close(net(x), expected[0], rtol=1e-9, atol=1e-10)
+        torch.testing.assert_close(net(torch.stack([x, x]))[1], expected[0], rtol=1e-9, atol=1e-10)
+    assert [shape[0] for shape in calls] == [1, 1, 2]
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    "run",
+    [
+        lambda net, x: Conv4()(x),  # statistics that it has learnt
+        lambda net, x: torch.func.vmap(net)(x[:, None]),
+        lambda net, x: net(x.requires_grad_()),
+        lambda net, x: torch.func.functional_call(net, {"blocks.0.norm.weight": torch.ones(1, 64)}, (x,)),
+    ],
+)
+def test_everything_else_is_left_to_pytorch(run, monkeypatch):
+    monkeypatch.setattr(Conv4, "fused", lambda self, x: pytest.fail("the kernels were asked"))
+    with torch.no_grad():
+        run(Conv4(normalisation="episode"), _drawings(1, 4, torch.float32)[0])

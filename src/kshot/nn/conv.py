@@ -189,9 +189,20 @@ class Conv4(nn.Module):
             x: (N, C, H, W), or (T, N, C, H, W) for T tasks.
 
         Returns:
-            (N, D), or (T, N, D).
+            (N, D), or (T, N, D). By the compiled kernels where these know the network, its statistics are those of the
+            batch at hand and no second derivative is taken (``native.differentiated_once``).
         """
+        if self._left_to_kernels(x):
+            return self.fused(x.view(-1, *x.shape[-4:])).view(*x.shape[:-3], -1)
         return self.blocks(x).flatten(-3)
+
+    def _left_to_kernels(self, x: Tensor) -> bool:
+        if self.design is None or x.ndim not in (4, 5) or x.shape[-3:] != self.design.image_shape or not x.numel():
+            return False
+        if any(block.norm.mode != "episode" for block in self._own) or not native.suffices(x, *self.parameters()):
+            return False
+        given = [(tuple(p.shape), p.dtype) for p in self.kernel_parameters()]
+        return given == [(shape, x.dtype) for shape in self.design.shapes] and self.fusable
 
 
 def _is_plain(block: nn.Module) -> bool:

@@ -23,6 +23,7 @@ from kshot.core.tree import Tree
 from kshot.engine.inner.recompute import Step, unroll
 from kshot.engine.inner.rules import Rates, Rule, rate_at, sgd
 from kshot.engine.inner.weights import Named, Weights, twice_differentiable
+from kshot.nn import native
 
 #: (weights, support, step from 0 on) -> a scalar, and the weights with the buffers as the forward pass left them. All
 #: tensors that it uses come as arguments: what it closes over gets no gradient where steps are recomputed.
@@ -133,7 +134,7 @@ def gradient(
 def _plain_gradient(loss: Callable[[Named], tuple[Tensor, Named]], params: Named) -> tuple[Named, Named]:
     # ``torch.func.grad`` always records a graph of the gradient; this does not.
     own = {k: p.detach().requires_grad_() for k, p in params.items()}
-    with torch.enable_grad():
+    with torch.enable_grad(), native.differentiated_once():
         value, buffers = loss(own)
         grads = torch.autograd.grad(value, list(own.values()), materialize_grads=True)
     return dict(zip(own, grads, strict=True)), {k: b.detach() for k, b in buffers.items()}

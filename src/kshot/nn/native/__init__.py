@@ -5,6 +5,7 @@ from kshot.nn.native.conv4 import Trunk, trunk
 from kshot.nn.native.design import EPS, Design
 from kshot.nn.native.kernels import Inner, Labelled
 from kshot.nn.native.maml import maml_losses
+from kshot.nn.native.once import differentiated_once, suffices, switched_off
 from kshot.nn.native.protonet import ProtoNetLosses, protonet_losses
 
 __all__ = [
@@ -16,8 +17,11 @@ __all__ = [
     "ProtoNetLosses",
     "Trunk",
     "available",
+    "differentiated_once",
     "maml_losses",
     "protonet_losses",
+    "suffices",
+    "switched_off",
     "trunk",
     "why_not",
 ]
