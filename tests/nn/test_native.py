@@ -1,3 +1,4 @@
+import copy
 import subprocess
 import sys
 
@@ -9,6 +10,7 @@ from torch import nn
 from kshot.nn import native
 from kshot.nn.conv import Conv4
 from kshot.nn.native import Design
+from kshot.nn.norm import collecting
 
 needs_compiler = pytest.mark.skipif(not native.available(), reason=f"no native kernels here: {native.why_not()}")
 NETWORK = [(64, 1, 3, 3), *[(64, 64, 3, 3)] * 3]
@@ -287,7 +289,7 @@ def test_a_network_turns_to_the_kernels_by_itself_where_one_derivative_is_enough
 @pytest.mark.parametrize(
     "run",
     [
-        lambda net, x: Conv4()(x),  # statistics that it has learnt
+        lambda net, x: Conv4(normalisation="layer")(x),
         lambda net, x: torch.func.vmap(net)(x[:, None]),
         lambda net, x: net(x.requires_grad_()),
         lambda net, x: torch.func.functional_call(net, {"blocks.0.norm.weight": torch.ones(1, 64)}, (x,)),
@@ -297,3 +299,29 @@ def test_everything_else_is_left_to_pytorch(run, monkeypatch):
     monkeypatch.setattr(Conv4, "fused", lambda self, x: pytest.fail("the kernels were asked"))
     with torch.no_grad():
         run(Conv4(normalisation="episode"), _drawings(1, 4, torch.float32)[0])
+
+
+@needs_compiler
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("mode", ["running", "support"])
+def test_statistics_that_are_kept(mode, training):
+    torch.manual_seed(0)
+    x = _drawings(1, 70, torch.float64)[0]
+    net = Conv4(normalisation=mode).double().train(training)
+    for block in net.blocks:
+        block.conv.bias.data.normal_()
+        block.norm.running_mean.normal_()
+        block.norm.running_var.uniform_(0.5, 2)
+    twin = copy.deepcopy(net)
+
+    def embed(one):
+        with collecting(one):
+            first = one(x[:7])
+        return first, one(x), one(torch.stack([x, x]))
+
+    with torch.no_grad():
+        found = embed(net)
+        with native.switched_off():
+            expected = embed(twin)
+    torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-9)
+    torch.testing.assert_close(net.state_dict(), twin.state_dict(), rtol=1e-9, atol=1e-10)

@@ -8,7 +8,9 @@ first two blocks only, so that a map is left to look at.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -119,6 +121,9 @@ class Conv4(nn.Module):
     @property
     def fusable(self) -> bool:
         """True if ``kshot.nn.native`` computes this very network, normalised by batch statistics, and works here."""
+        return all(block.norm.mode in ("running", "episode") for block in self._own) and self._known()
+
+    def _known(self) -> bool:
         if self.design is None or not all(_is_plain(block) for block in self.blocks):
             return False
         kinds = {(p.dtype, p.device.type) for p in self.parameters()}
@@ -149,7 +154,7 @@ class Conv4(nn.Module):
             variances: biased, of the same shape.
             n_images: N, images of each task.
         """
-        if any(block.norm.mode == "running" for block in self._own):
+        if any(block.norm.mode in ("running", "support") for block in self._own):
             sides = self.design.sides if self.design else ()
             statistics = zip(means.mean(0).unbind(), variances.mean(0).unbind(), strict=True)
             for block, side, (mean, var) in zip(self._own, sides, statistics, strict=True):
@@ -189,20 +194,42 @@ class Conv4(nn.Module):
             x: (N, C, H, W), or (T, N, C, H, W) for T tasks.
 
         Returns:
-            (N, D), or (T, N, D). By the compiled kernels where these know the network, its statistics are those of the
-            batch at hand and no second derivative is taken (``native.differentiated_once``).
+            (N, D), or (T, N, D). By the compiled kernels where these know the network and no second derivative is taken
+            (``native.differentiated_once``); by given statistics, where no derivative is taken at all.
         """
-        if self._left_to_kernels(x):
-            return self.fused(x.view(-1, *x.shape[-4:])).view(*x.shape[:-3], -1)
-        return self.blocks(x).flatten(-3)
+        kernels = self._kernels_for(x)
+        if kernels is None:
+            return self.blocks(x).flatten(-3)
+        return kernels(x.reshape(-1, *x.shape[-4:])).view(*x.shape[:-3], -1)
 
-    def _left_to_kernels(self, x: Tensor) -> bool:
+    def _kernels_for(self, x: Tensor) -> Callable[[Tensor], Tensor] | None:
+        """Choose the kernels that can take the place of the blocks.
+
+        Returns:
+            Maps (T, N, C, H, W) to (T, N, D); None if there are none.
+        """
         if self.design is None or x.ndim not in (4, 5) or x.shape[-3:] != self.design.image_shape or not x.numel():
-            return False
-        if any(block.norm.mode != "episode" for block in self._own) or not native.suffices(x, *self.parameters()):
-            return False
+            return None
+        kinds = {block.norm.statistics for block in self._own}
+        if len(kinds) != 1 or not native.suffices(x, *self.parameters()):
+            return None
         given = [(tuple(p.shape), p.dtype) for p in self.kernel_parameters()]
-        return given == [(shape, x.dtype) for shape in self.design.shapes] and self.fusable
+        if given != [(shape, x.dtype) for shape in self.design.shapes] or not self._known():
+            return None
+        (kind,) = kinds
+        if kind == "stored":
+            return None if torch.is_grad_enabled() else self._by_statistics
+        # Statistics of each of several supports would want buffers with an axis of tasks.
+        several = x.ndim == 5 and any(block.norm.mode == "support" for block in self._own)
+        return self.fused if kind == "batch" and not several else None
+
+    def _by_statistics(self, x: Tensor) -> Tensor:
+        own = self._own
+        biases = [
+            b.norm.running_mean.new_zeros(b.conv.out_channels) if b.conv.bias is None else b.conv.bias for b in own
+        ]
+        means = torch.stack([b.norm.running_mean - bias for b, bias in zip(own, biases, strict=True)])
+        return native.embed(x, self.kernel_parameters(), means, torch.stack([b.norm.running_var for b in own]))
 
 
 def _is_plain(block: nn.Module) -> bool:
@@ -210,4 +237,4 @@ def _is_plain(block: nn.Module) -> bool:
     if not (type(block) is ConvBlock and type(block.conv) is nn.Conv2d and type(block.norm) is Norm):
         return False
     hooked = any(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks for m in block.modules())
-    return block.norm.mode in ("running", "episode") and block.norm.eps == native.EPS and not hooked
+    return block.norm.eps == native.EPS and not hooked

@@ -93,6 +93,13 @@ class Norm(nn.Module):
         return x * scale + (self.bias.view(tail) - mean * scale)
 
     @property
+    def statistics(self) -> str:
+        """Whose statistics a forward pass takes: "batch", "stored" (one number a channel) or "other"."""
+        if self._stored:
+            return "stored" if self.running_mean.ndim == 1 else "other"
+        return "batch" if self.mode in ("running", "episode", "support") else "other"
+
+    @property
     def _stored(self) -> bool:
         return (self.mode == "running" and not self.training) or (self.mode == "support" and not self.collecting)
 
@@ -140,13 +147,15 @@ class Norm(nn.Module):
         self.average_in(mean.detach(), var.detach(), count)
 
     def average_in(self, mean: Tensor, var: Tensor, count: int) -> None:
-        """Average a batch's statistics into the running ones, in mode "running"; in the others do nothing.
+        """Average a batch's statistics into the running ones, or keep them (mode "support"); in others do nothing.
 
         Args:
             mean: (C,), or (T, C) of T tasks, which count as one batch.
             var: the biased variances, of the same shape.
             count: how many numbers each mean was taken of.
         """
+        if self.mode == "support":
+            self.running_mean, self.running_var = mean, var
         if self.mode != "running":
             return
         # The unbiased variance goes into the buffer and the biased one into the output, as PyTorch's BatchNorm does.

@@ -1,7 +1,7 @@
 """Kernels in C++ for the network that most few-shot papers share, compiled on first use; see docs/know/native.md."""
 
 from kshot.nn.native.build import NativeUnavailableError, available, why_not
-from kshot.nn.native.conv4 import Trunk, trunk
+from kshot.nn.native.conv4 import Trunk, embed, trunk
 from kshot.nn.native.design import EPS, Design
 from kshot.nn.native.kernels import Inner, Labelled
 from kshot.nn.native.maml import maml_losses
@@ -18,6 +18,7 @@ __all__ = [
     "Trunk",
     "available",
     "differentiated_once",
+    "embed",
     "maml_losses",
     "protonet_losses",
     "suffices",

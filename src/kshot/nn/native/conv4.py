@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from kshot.nn.native.build import library
-from kshot.nn.native.design import Design, design_of
+from kshot.nn.native.design import N_BLOCKS, Design, design_of
 from kshot.nn.native.kernels import Pool, trunk_backward, trunk_forward
 
 pool = Pool("trunk")
@@ -48,6 +48,32 @@ def trunk(x: Tensor, parameters: Sequence[Tensor]) -> Trunk:
     design = design_of(x, parameters)
     check_parameters(parameters, design.shapes, x.dtype)
     return Trunk(*_Trunk.apply(design, x, *parameters))  # pyright: ignore[reportGeneralTypeIssues]
+
+
+def embed(x: Tensor, parameters: Sequence[Tensor], means: Tensor, variances: Tensor) -> Tensor:
+    """Embed images by given statistics, without gradients.
+
+    Args:
+        x: (G, N, channels, side, side), float32 or float64.
+        parameters: as ``trunk`` takes them.
+        means: of each convolution without its bias, (4, C).
+        variances: of the same.
+
+    Returns:
+        (G, N, D).
+
+    Raises:
+        ValueError: shapes, types or devices are none that the kernel knows.
+    """
+    design = design_of(x, parameters)
+    check_parameters(parameters, design.shapes, x.dtype)
+    check_parameters([means, variances], [(N_BLOCKS, design.filters)] * 2, x.dtype)
+    kernel, features = pool.take(library(x.dtype, design)), x.new_empty(*x.shape[:2], design.n_features)
+    given = (means.contiguous(), variances.contiguous())
+    n_images, threads = x.shape[0] * x.shape[1], torch.get_num_threads()
+    kernel("embed", flatten(parameters), x.contiguous(), n_images, *given, features, threads)
+    pool.put_back(kernel)
+    return features
 
 
 def check_parameters(parameters: Sequence[Tensor], shapes: Sequence[tuple[int, ...]], dtype: torch.dtype) -> None:

@@ -26,6 +26,11 @@ KSHOT_EXPORT int trunk_backward(Trunk* trunk, const Real* d_features, Real* grad
     return guarded([&] { trunk->backward(d_features, grad); });
 }
 
+KSHOT_EXPORT int trunk_embed(Trunk* trunk, const Real* parameters, const Real* images, int n_images, const Real* means,
+                             const Real* variances, Real* features, int threads) {
+    return guarded([&] { trunk->embed(parameters, images, n_images, means, variances, features, threads); });
+}
+
 KSHOT_EXPORT int trunk_protonet(Trunk* trunk, const Real* parameters, int ways, const Real* images,
                                 const int* support_y, int n_support, const int* query_y, int n_query, int n_tasks,
                                 Real* losses, Real* means, Real* variances, Real* grad, int threads) {

@@ -128,6 +128,29 @@ void forward_block(const Parameters<T>& theta, Pass<T>& pass, int b, Range image
     });
 }
 
+template <class T>
+void end_forward(const Parameters<T>& theta, Pass<T>& pass) {
+    const BlockState<T>& last = pass.last();
+    const Affine<T> affine(last.norm, theta.scale(kBlocks - 1), theta.shift(kBlocks - 1));
+    normalise_peaks(last.peak, pass.n_images * image_size(kBlocks), affine, last.out);
+}
+
+// Leaves features in pass.last().out, normalised by given statistics (4, C); there is no way back from here.
+template <class T>
+void forward_by(const T* means, const T* variances, const Parameters<T>& theta, const T* images, int n_images,
+                Pass<T>& pass, Workers<T>& workers) {
+    const int parts = int(workers.size());
+    pass.start(images, n_images);
+    for (int i = 0; i < kBlocks * kChannels; ++i) {
+        pass.block[i / kChannels].norm.set(i % kChannels, means[i], variances[i]);
+    }
+    for (int b = 1; b < kBlocks; ++b) {
+        parallel_for(parts, parts,
+                     [&](int part) { forward_block(theta, pass, b, share(n_images, part, parts), workers[part]); });
+    }
+    end_forward(theta, pass);
+}
+
 // Leaves features in pass.last().out; one worker for each thread.
 template <class T>
 void forward(const Parameters<T>& theta, const T* images, int n_images, Pass<T>& pass, Workers<T>& workers) {
@@ -140,9 +163,7 @@ void forward(const Parameters<T>& theta, const T* images, int n_images, Pass<T>&
         const double count = double(n_images) * kSides[b] * kSides[b];
         finish_conv(total(workers, &Worker<T>::conv), count, pass.block[b].norm);
     }
-    const BlockState<T>& last = pass.last();
-    const Affine<T> affine(last.norm, theta.scale(kBlocks - 1), theta.shift(kBlocks - 1));
-    normalise_peaks(last.peak, n_images * image_size(kBlocks), affine, last.out);
+    end_forward(theta, pass);
 }
 
 // Gradient by the filters of block b and by its input, then delta of the block below, for a worker's images.

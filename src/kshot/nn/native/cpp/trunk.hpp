@@ -30,13 +30,21 @@ class Trunk {
         for (int g = 0; g < n_groups; ++g) {
             Pass<T>& pass = passes_[g];
             kshot::forward(theta_, images + long(g) * n_images * kImageSize, n_images, pass, workers_);
-            for (const T* from = pass.last().out; from < pass.last().out + n_images * kFeatures; from += kFeatures) {
-                for (long i = 0; i < kFeatures; ++i) {
-                    features[place_in_torch(i)] = from[i];
-                }
-                features += kFeatures;
-            }
+            features = tell_features(pass, features);
             statistics.append(pass);
+        }
+    }
+
+    // Features (N, D) by given statistics (4, C), some images at a time: nothing is kept of them.
+    void embed(const T* parameters, const T* images, int n_images, const T* means, const T* variances, T* features,
+               int threads) {
+        constexpr int most = 64;
+        start(parameters, 1, threads);
+        for (int i = 0; i < n_images; i += most) {
+            Pass<T>& pass = passes_[0];
+            forward_by(means, variances, theta_, images + long(i) * kImageSize, std::min(most, n_images - i), pass,
+                       workers_);
+            features = tell_features(pass, features);
         }
     }
 
@@ -80,6 +88,17 @@ class Trunk {
     }
 
   private:
+    // In PyTorch's order; returns where the next ones go.
+    static T* tell_features(const Pass<T>& pass, T* features) {
+        const T* end = pass.last().out + pass.n_images * kFeatures;
+        for (const T* from = pass.last().out; from < end; from += kFeatures, features += kFeatures) {
+            for (long i = 0; i < kFeatures; ++i) {
+                features[place_in_torch(i)] = from[i];
+            }
+        }
+        return features;
+    }
+
     void start(const T* parameters, int n_groups, int threads) {
         if (int(workers_.size()) != threads) {
             workers_ = Workers<T>(threads);
