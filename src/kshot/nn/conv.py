@@ -124,7 +124,7 @@ class Conv4(nn.Module):
         return all(block.norm.mode in ("running", "episode") for block in self._own) and self._known()
 
     def _known(self) -> bool:
-        if self.design is None or not all(_is_plain(block) for block in self.blocks):
+        if self.design is None or _is_hooked(self.blocks) or not all(_is_plain(block) for block in self.blocks):
             return False
         kinds = {(p.dtype, p.device.type) for p in self.parameters()}
         dtype, device = next(iter(kinds))
@@ -232,9 +232,12 @@ class Conv4(nn.Module):
         return native.embed(x, self.kernel_parameters(), means, torch.stack([b.norm.running_var for b in own]))
 
 
+def _is_hooked(blocks: nn.Module) -> bool:
+    return any(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks for m in blocks.modules())
+
+
 def _is_plain(block: nn.Module) -> bool:
-    # Subclasses, hooks and parametrisations compute something else than the kernels do.
+    # Subclasses and parametrisations compute something else than the kernels do.
     if not (type(block) is ConvBlock and type(block.conv) is nn.Conv2d and type(block.norm) is Norm):
         return False
-    hooked = any(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks for m in block.modules())
-    return block.norm.eps == native.EPS and not hooked
+    return block.norm.eps == native.EPS

@@ -55,6 +55,7 @@ def suffices(x: Tensor, *parameters: Tensor) -> bool:
         False where something maps, traces or compiles, or where a gradient by ``x`` is wanted.
     """
     allowed = _allowed.get()
-    if allowed is False or x.requires_grad or peek_interpreter_stack() is not None or torch.compiler.is_compiling():
+    followed = torch.compiler.is_compiling() or torch.jit.is_tracing() or peek_interpreter_stack() is not None
+    if allowed is False or x.requires_grad or followed:
         return False
     return bool(allowed or not torch.is_grad_enabled()) and reaches_kernels(x, *parameters)
