@@ -1,4 +1,5 @@
 import copy
+import os
 import subprocess
 import sys
 
@@ -264,6 +265,7 @@ def test_without_kernels_everything_still_works(variable, tmp_path, monkeypatch)
 
 @needs_compiler
 def test_a_network_turns_to_the_kernels_by_itself_where_one_derivative_is_enough(monkeypatch):
+    assert native.available(torch.float64, Design())
     calls = []
     fused = Conv4.fused
     monkeypatch.setattr(Conv4, "fused", lambda self, x: calls.append(x.shape) or fused(self, x))
@@ -298,6 +300,7 @@ def test_a_network_turns_to_the_kernels_by_itself_where_one_derivative_is_enough
     ],
 )
 def test_everything_else_is_left_to_pytorch(run, monkeypatch):
+    assert native.available(torch.float32, Design())
     monkeypatch.setattr(Conv4, "fused", lambda self, x: pytest.fail("the kernels were asked"))
     with torch.no_grad():
         run(Conv4(normalisation="episode"), _drawings(1, 4, torch.float32)[0])
@@ -308,6 +311,7 @@ def test_everything_else_is_left_to_pytorch(run, monkeypatch):
 @pytest.mark.parametrize("mode", ["running", "support"])
 def test_statistics_that_are_kept(mode, training):
     torch.manual_seed(0)
+    assert native.available(torch.float64, Design())
     x = _drawings(1, 70, torch.float64)[0]
     net = Conv4(normalisation=mode).double().train(training)
     for block in net.blocks:
@@ -327,3 +331,18 @@ def test_statistics_that_are_kept(mode, training):
             expected = embed(twin)
     torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-9)
     torch.testing.assert_close(net.state_dict(), twin.state_dict(), rtol=1e-9, atol=1e-10)
+
+
+@needs_compiler
+def test_nothing_is_compiled_only_to_answer(tmp_path):
+    code = (
+        "import torch; from kshot.nn import native; from kshot.nn.conv import Conv4\n"
+        "net = Conv4(normalisation='episode')\n"
+        "with torch.no_grad(): net(torch.rand(2, 1, 28, 28))\n"
+        "print(native.ready(torch.float32, net.design))"
+    )
+    env = {**os.environ, "KSHOT_CACHE": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=env)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "False"
+    assert list(tmp_path.rglob("*.so")) == []

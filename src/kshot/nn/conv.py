@@ -121,14 +121,14 @@ class Conv4(nn.Module):
     @property
     def fusable(self) -> bool:
         """True if ``kshot.nn.native`` computes this very network, normalised by batch statistics, and works here."""
-        return all(block.norm.mode in ("running", "episode") for block in self._own) and self._known()
+        return all(block.norm.mode in ("running", "episode") for block in self._own) and self._known(native.available)
 
-    def _known(self) -> bool:
+    def _known(self, works: Callable[[torch.dtype, native.Design], bool]) -> bool:
         if self.design is None or _is_hooked(self.blocks) or not all(_is_plain(block) for block in self.blocks):
             return False
         kinds = {(p.dtype, p.device.type) for p in self.parameters()}
         dtype, device = next(iter(kinds))
-        return len(kinds) == 1 and device == "cpu" and native.available(dtype, self.design)
+        return len(kinds) == 1 and device == "cpu" and works(dtype, self.design)
 
     def fused(self, x: Tensor) -> Tensor:
         """Embed images of T tasks as ``forward`` does while training, by the compiled kernels; needs ``fusable``.
@@ -214,7 +214,7 @@ class Conv4(nn.Module):
         if len(kinds) != 1 or not native.suffices(x, *self.parameters()):
             return None
         given = [(tuple(p.shape), p.dtype) for p in self.kernel_parameters()]
-        if given != [(shape, x.dtype) for shape in self.design.shapes] or not self._known():
+        if given != [(shape, x.dtype) for shape in self.design.shapes] or not self._known(native.ready):
             return None
         (kind,) = kinds
         if kind == "stored":

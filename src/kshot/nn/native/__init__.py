@@ -1,6 +1,6 @@
 """Kernels in C++ for the network that most few-shot papers share, compiled on first use; see docs/know/native.md."""
 
-from kshot.nn.native.build import NativeUnavailableError, available, why_not
+from kshot.nn.native.build import NativeUnavailableError, available, ready, why_not
 from kshot.nn.native.conv4 import Trunk, embed, trunk
 from kshot.nn.native.design import EPS, Design
 from kshot.nn.native.kernels import Inner, Labelled
@@ -21,6 +21,7 @@ __all__ = [
     "embed",
     "maml_losses",
     "protonet_losses",
+    "ready",
     "suffices",
     "switched_off",
     "trunk",

@@ -59,6 +59,23 @@ def available(dtype: torch.dtype = torch.float32, design: Design | None = None) 
     return not isinstance(_attempt(dtype, design), str)
 
 
+def ready(dtype: torch.dtype, design: Design | None = None) -> bool:
+    """Tell whether a native library works here without being compiled first, which takes some fifteen seconds.
+
+    Args:
+        dtype: type of the numbers.
+        design: see ``available``.
+
+    Returns:
+        True where ``available`` found it to work, in this process or in an earlier one.
+    """
+    try:
+        _, path = _place(dtype, design)
+    except NativeUnavailableError:
+        return False
+    return path.exists() and available(dtype, design)
+
+
 def why_not(dtype: torch.dtype = torch.float32, design: Design | None = None) -> str:
     """Say why a native library is not available.
 
@@ -92,7 +109,16 @@ def library(dtype: torch.dtype, design: Design | None = None) -> ctypes.CDLL:
     return found
 
 
-def _load(dtype: torch.dtype, design: Design | None) -> ctypes.CDLL:
+@cache
+def _place(dtype: torch.dtype, design: Design | None) -> tuple[list[str], Path]:
+    """Say by which command a library is made, and where it lies.
+
+    Returns:
+        The command, but for where the library goes, and the file.
+
+    Raises:
+        NativeUnavailableError: there is no compiler, or no such library.
+    """
     if os.environ.get("KSHOT_NATIVE", "1") == "0":
         raise NativeUnavailableError("KSHOT_NATIVE=0 switches native kernels off")
     if dtype not in REALS:
@@ -101,7 +127,11 @@ def _load(dtype: torch.dtype, design: Design | None) -> ctypes.CDLL:
         raise NativeUnavailableError(f"native kernels cannot be compiled for {design}")
     command = [_compiler(), *FLAGS, *PROCESSOR_FLAGS.get(platform.machine(), ()), f"-DKSHOT_REAL={REALS[dtype]}"]
     command += [*(design.defines if design else ()), str(SOURCES / ("conv4.cpp" if design else "memory.cpp"))]
-    path = _folder() / f"kshot-{REALS[dtype]}-{_key(command)}.so"
+    return command, _folder() / f"kshot-{REALS[dtype]}-{_key(command)}.so"
+
+
+def _load(dtype: torch.dtype, design: Design | None) -> ctypes.CDLL:
+    command, path = _place(dtype, design)
     if not path.exists():
         _compile(command, path)
     try:
