@@ -296,6 +296,7 @@ def test_a_network_turns_to_the_kernels_by_itself_where_one_derivative_is_enough
         lambda net, x: net(x.requires_grad_()),
         lambda net, x: (net.blocks.register_forward_hook(lambda *_: None), net(x)),
         lambda net, x: torch.export.export(net, (x,)),
+        lambda net, x: torch.autocast("cpu", torch.bfloat16)(net)(x),
         lambda net, x: torch.func.functional_call(net, {"blocks.0.norm.weight": torch.ones(1, 64)}, (x,)),
     ],
 )

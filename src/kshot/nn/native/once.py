@@ -52,10 +52,10 @@ def suffices(x: Tensor, *parameters: Tensor) -> bool:
         *parameters: what it is run with.
 
     Returns:
-        False where something maps, traces or compiles, or where a gradient by ``x`` is wanted.
+        False where something maps, traces, compiles or casts, or where a gradient by ``x`` is wanted.
     """
     allowed = _allowed.get()
     followed = torch.compiler.is_compiling() or torch.jit.is_tracing() or peek_interpreter_stack() is not None
-    if allowed is False or x.requires_grad or followed:
+    if allowed is False or x.requires_grad or followed or torch.is_autocast_enabled("cpu"):
         return False
     return bool(allowed or not torch.is_grad_enabled()) and reaches_kernels(x, *parameters)
