@@ -33,7 +33,7 @@ OPTIONS = {
     "nearest": [{}],
     "pt_map": [{"n_steps": 2, "power": 1.0}],
     "r2d2": [{}],
-    "relation": [{}, {"shots": "sum"}],
+    "relation": [{}, {"combine": "sum"}],
     "simpleshot": [{"transform": "un"}, {"transform": "l2n"}],
     "tim": [{"n_steps": 3, "alpha": 1.0}],
     "transductive_finetuning": [{"n_inner_steps": 2, "inner_lr": 0.01}],

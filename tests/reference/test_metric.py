@@ -115,13 +115,13 @@ def test_feat() -> None:
     torch.testing.assert_close(learner.outer_loss(one), loss, rtol=1e-8, atol=1e-8)
 
 
-@pytest.mark.parametrize("shots", ["sum", "mean"])
-def test_relation_networks_on_maps(shots: str) -> None:
+@pytest.mark.parametrize("combine", ["sum", "mean"])
+def test_relation_networks_on_maps(combine: str) -> None:
     """Two blocks and two linear layers on concatenated maps, a class being the sum or the mean of its support's."""
     spec = Spec("classification", (1, 16, 16), WAYS)
     backbone = Conv4(1, 3, 16, "none", "first2")
     assert backbone.map_shape == (3, 4, 4)
-    one, learner = synthetic_episode(spec), ready(RelationNet.from_backbone(backbone, spec, shots=shots))
+    one, learner = synthetic_episode(spec), ready(RelationNet.from_backbone(backbone, spec, combine=combine))
     assert isinstance(learner.relation, Relation)
     r = learner.relation
     with torch.no_grad():
@@ -129,7 +129,7 @@ def test_relation_networks_on_maps(shots: str) -> None:
         expected = torch.zeros(len(zq), WAYS, dtype=torch.float64)
         for q in range(len(zq)):
             for c in range(WAYS):
-                pair = torch.cat([getattr(z[one.support.y == c], shots)(0), zq[q]])[None]
+                pair = torch.cat([getattr(z[one.support.y == c], combine)(0), zq[q]])[None]
                 for block in (r.trunk[0], r.trunk[1]):
                     pair = F.max_pool2d(F.relu(F.conv2d(pair, block.conv.weight, block.conv.bias, padding=1)), 2)
                 expected[q, c] = r.out(F.relu(r.hidden(pair.flatten()))).squeeze()

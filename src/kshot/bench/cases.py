@@ -122,13 +122,7 @@ def maml_step(
         Seconds of an outer gradient, with the share of the matrix-product peak.
     """
     episodes = _images(n_tasks, n_query, design)
-    with torch.random.fork_rng([]):
-        torch.manual_seed(0)
-        net = plain.conv4(5, design)
-    backbone = Conv4(design.inputs, design.filters, design.side, "episode")
-    head = nn.Linear(design.n_features, 5)
-    learner = MAML(nn.Sequential(backbone, head), inner_lr=inner_lr, n_inner_steps=n_inner_steps).train()
-    plain.copy_weights(net, learner)
+    net, learner = _maml(design, inner_lr=inner_lr, n_inner_steps=n_inner_steps)
     chosen, _ = choose(learner, episodes)
     fast, loop = OuterStep(learner, chosen), OuterStep(learner, Batching("loop"))
     contenders: dict[str, Callable[[], Any]] = {
@@ -165,6 +159,17 @@ def maml_step(
             "may be above 1",
         },
     )
+
+
+def _maml(design: Design, **options: Any) -> tuple[nn.Module, MAML]:
+    # A network of PyTorch's own layers, and MAML with the same weights.
+    with torch.random.fork_rng([]):
+        torch.manual_seed(0)
+        net = plain.conv4(5, design)
+    backbone = Conv4(design.inputs, design.filters, design.side, "episode")
+    learner = MAML(nn.Sequential(backbone, nn.Linear(design.n_features, 5)), **options).train()
+    plain.copy_weights(net, learner)
+    return net, learner
 
 
 def _images(n_tasks: int, n_query: int = 5, design: Design = plain.OMNIGLOT) -> Episode:

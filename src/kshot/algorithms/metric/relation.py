@@ -12,7 +12,7 @@ f_phi                   ``backbone``
 C                       features of both, side by side
 g_phi                   ``relation``
 r_ij                    sigmoid of ``predict`` (Eq. 1)
-sum over K shots        ``fit_head``, with ``shots="sum"``
+sum over K shots        ``fit_head``, with ``combine="sum"``
 ======================  ==============================================
 
 Differs from the paper: the features of a class are averaged by default, and not added up. At one shot that is the same;
@@ -103,18 +103,18 @@ class RelationNet(EmbeddingLearner):
     Args:
         backbone: maps (N, ...) to flattened features (N, D).
         relation: maps flattened features of classes and of queries, a tuple of (W, D) and (Q, D), to scores (Q, W).
-        shots: how the examples of a class become one: "mean", which reads any number of them; or "sum", the paper's,
+        combine: how the examples of a class become one: "mean", which reads any number of them; or "sum", the paper's,
             for the number that it was trained with.
 
     Raises:
-        UserError: ``shots`` is neither.
+        UserError: ``combine`` is neither.
     """
 
-    def __init__(self, backbone: nn.Module, relation: nn.Module, *, shots: str = "mean") -> None:
+    def __init__(self, backbone: nn.Module, relation: nn.Module, *, combine: str = "mean") -> None:
         super().__init__(backbone)
-        if shots not in ("mean", "sum"):
-            raise UserError(f"expected shots 'mean' or 'sum', got {shots!r}; choose one of them")
-        self.relation, self.shots = relation, shots
+        if combine not in ("mean", "sum"):
+            raise UserError(f"expected combine 'mean' or 'sum', got {combine!r}; choose one of them")
+        self.relation, self.combine = relation, combine
 
     @classmethod
     def from_backbone(cls, backbone: nn.Module, spec: Spec, **options: Any) -> RelationNet:
@@ -150,7 +150,7 @@ class RelationNet(EmbeddingLearner):
         Returns:
             (W, D).
         """
-        if self.shots == "mean":
+        if self.combine == "mean":
             return class_means(*support)
         return memberships(support.y, support.ways, support.z.dtype).mT @ support.z
 
