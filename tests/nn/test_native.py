@@ -6,7 +6,6 @@ import sys
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
 
 from kshot.nn import native
 from kshot.nn.conv import Conv4
@@ -271,14 +270,14 @@ def test_a_network_turns_to_the_kernels_by_itself_where_one_derivative_is_enough
     monkeypatch.setattr(Conv4, "fused", lambda self, x: calls.append(x.shape) or fused(self, x))
     net, x = Conv4(normalisation="episode").double(), _drawings(1, 6, torch.float64)[0]
 
-    def features(run):
-        out = run(net, x)
+    def features():
+        out = net(x)
         return out, torch.cat([g.reshape(-1) for g in torch.autograd.grad(out.square().sum(), net.kernel_parameters())])
 
-    expected = features(nn.Module.__call__)  # gradients are on, and nobody promised anything
+    expected = features()  # gradients are on, and nobody promised anything
     assert calls == []
     with native.differentiated_once():
-        torch.testing.assert_close(features(nn.Module.__call__), expected, rtol=1e-7, atol=1e-9)
+        torch.testing.assert_close(features(), expected, rtol=1e-7, atol=1e-9)
         with native.switched_off():
             net(x)
     with torch.no_grad():

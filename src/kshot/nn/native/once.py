@@ -23,7 +23,7 @@ def differentiated_once() -> Iterator[None]:
     Yields:
         Nothing.
     """
-    token = _allowed.set(True if _allowed.get() is None else _allowed.get())
+    token = _allowed.set(_allowed.get() is not False)
     try:
         yield
     finally:
