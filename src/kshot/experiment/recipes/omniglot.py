@@ -96,7 +96,8 @@ def _gradient(
     many = tuple(number if k > 1 else None for (_, k), number in zip(SETTINGS, known, strict=False))
     asked += rows(many, source, **test, name=", transductive")
     asked += rows(**test, name=", inductive (statistics of the support)", normalisation="support")
-    return _trained(name, task, steps, asked, _BATCH, **_strided(task, more))
+    protocol = _BATCH + more.pop("note", "")
+    return _trained(name, task, steps, asked, protocol, **_strided(task, more))
 
 
 def _many_ways(name: str, task: Task, steps: int, *known: Any, **more: Any) -> Recipe:
@@ -105,8 +106,8 @@ def _many_ways(name: str, task: Task, steps: int, *known: Any, **more: Any) -> R
     test = {"n_way": task[0], "shots": (1,), "n_query": 1, "n_episodes": more.pop("n_episodes", 1000)}
     asked = rows(*known, **test, name=", transductive")
     asked += rows(**test, name=", inductive (statistics of the support)", normalisation="support")
-    note = f" One inner step of {more.get('inner_lr')}, 3 in the test; MAML's paper has 5 of 0.1, 5 times the work."
-    protocol = f"{_BATCH} 1 query a class." + note * ("inner_lr" in more)
+    one = f" One inner step of {more.get('inner_lr')}, 3 in the test; MAML's paper has 5 of 0.1, 5 times the work."
+    protocol = f"{_BATCH} 1 query a class." + one * (more.get("n_inner_steps") == 1) + more.pop("note", "")
     return _trained(name, task, steps, asked, protocol, recipe=recipe, **_strided(task, more))
 
 
@@ -126,6 +127,16 @@ _FUSED = {"network": {}, "train": {"compile": "off"}}
 _ONE_STEP = {"inner_lr": 0.4, "n_inner_steps": 1, "n_inner_steps_eval": 3}
 #: Without second derivatives a step of 0.4 was seen to learn far more slowly, in validation.
 _SMALL_STEP = {**_ONE_STEP, "inner_lr": 0.1}
+#: In validation 8,000 steps as in the paper came to 80 %, 300 of these to 90 %.
+_QUICK_REPTILE = {
+    "note": " Plain inner steps on 6 images a class, and Adam outside; the paper has them the other way round, on 15.",
+    "inner_optimiser": "sgd",
+    "inner_lr": 0.1,
+    "n_inner_steps": 3,
+    "n_inner_steps_eval": 15,
+    "network": {},
+    "train": {"compile": "off", "batching": "loop"},
+}
 _CLASSIFIER = (8, 1, 15, 1)
 _BASELINE = _metric("baseline", _CLASSIFIER, 9_000)
 _ON_BASELINE = (
@@ -214,12 +225,12 @@ RECIPES = (
     _gradient("protomaml", (5, 1, 5, 2), 6_000),
     _gradient(
         "reptile",
-        (5, 10, 5, 5),
+        (5, 5, 1, 8),
         8_000,
         (0.9768, 0.9948, None, None),
         _REPTILE,
-        train={"optimiser": "sgd", "momentum": 0.0, "outer_lr": 1.0},
-        n_episodes=300,
+        inner_batch=10,
+        **_QUICK_REPTILE,
     ),
     _many_ways("maml", (20, 1, 1, 2), 12_000, (None, None, 0.958, None), _FINN, **_ONE_STEP, **_FUSED),
     _many_ways(
@@ -237,12 +248,12 @@ RECIPES = (
     _many_ways("mamlpp", (20, 1, 1, 1), 8_000, (None, None, 0.9765, None), _MAMLPP, multi_step_steps=2_000, **_FUSED),
     _many_ways(
         "reptile",
-        (20, 10, 5, 2),
-        5_000,
+        (20, 5, 1, 2),
+        6_000,
         (None, None, 0.8943, None),
         _REPTILE,
-        train={"optimiser": "sgd", "momentum": 0.0, "outer_lr": 1.0},
-        n_episodes=300,
+        inner_batch=40,
+        **_QUICK_REPTILE,
     ),
     _reader("cnp", 12_000),
     _reader("transformer", 9_000),
