@@ -2,8 +2,8 @@ import pytest
 import torch
 from torch import nn
 
-from kshot.algorithms import BOIL, MAML, MAMLpp, MetaSGD, ProtoNet
-from kshot.core import Episode, Split, UserError
+from kshot.algorithms import BOIL, MAML, DeepEMD, MAMLpp, MetaSGD, ProtoNet, RelationNet, Reptile
+from kshot.core import Episode, Spec, Split, UserError
 from kshot.core.episode import to
 from kshot.engine.auto import candidates
 from kshot.engine.batch import Batching, OuterStep
@@ -107,6 +107,24 @@ def test_colour_images_of_another_size(kind):
     learner = _jittered(kind(model, inner_lr=0.1, n_inner_steps=2).double().train())
     assert learner.fused
     _agree(learner, _episodes(2, image=(3, 33, 33)))
+
+
+@pytest.mark.parametrize("kind", [RelationNet, DeepEMD, ProtoNet])
+def test_maps_that_are_left_to_look_at(kind):
+    torch.manual_seed(1)
+    learner = kind.from_backbone(Conv4(downsample="first2"), Spec("classification", (1, 28, 28), 3)).double().train()
+    assert learner.fused
+    _agree(learner, _episodes(2, n_shot=2))
+
+
+@pytest.mark.parametrize("downsample", ["pool", "first2"])
+@pytest.mark.parametrize("inner", [{"inner_optimiser": "adam", "inner_lr": 0.001}, {"inner_batch": 4}])
+def test_reptile_fused_is_the_loop(downsample, inner):
+    torch.manual_seed(1)
+    body = Conv4(normalisation="episode", downsample=downsample)
+    learner = Reptile(nn.Sequential(body, nn.Linear(body.n_features, 3)), n_inner_steps=2, **inner).double().train()
+    assert learner.fused
+    _agree(learner, _episodes(2, n_shot=2))
 
 
 def test_a_rate_of_zero_holds_a_tensor_still():

@@ -31,21 +31,22 @@ def test_sizes_of_the_papers(network: tuple[int, int, str], n_features: int, n_p
 
 
 @pytest.mark.parametrize("side", [16, 17, 31, 33])
-@pytest.mark.parametrize("downsample", ["pool", "stride"])
+@pytest.mark.parametrize("downsample", ["pool", "stride", "first2"])
 def test_n_features_is_told_right_for_odd_sides(side: int, downsample: str) -> None:
     conv = Conv4(2, 3, side, "none", downsample)
     assert conv(torch.zeros(1, 2, side, side)).shape == (1, conv.n_features)
 
 
-@pytest.mark.parametrize("downsample", ["pool", "stride"])
+@pytest.mark.parametrize("downsample", ["pool", "stride", "first2"])
 def test_a_block_is_convolution_batch_norm_relu_and_halving(downsample: str) -> None:
     conv, x = Conv4(2, 3, 20, "running", downsample).double(), images(5, 2, 20, 20)
     expected = x
-    for block in conv.blocks:
+    for i, block in enumerate(conv.blocks):
         stride = 2 if downsample == "stride" else 1
         expected = F.conv2d(expected, block.conv.weight, block.conv.bias, stride=stride, padding=1)
         expected = F.relu(F.batch_norm(expected, None, None, block.norm.weight, block.norm.bias, training=True))
-        expected = expected if downsample == "stride" else F.max_pool2d(expected, 2)
+        halved = downsample == "pool" or (downsample == "first2" and i < 2)
+        expected = F.max_pool2d(expected, 2) if halved else expected
     torch.testing.assert_close(conv(x), expected.flatten(1), rtol=1e-9, atol=1e-9)
 
 

@@ -125,11 +125,13 @@ def test_images_of_other_channels_than_the_network_are_refused():
 
 
 @needs_compiler
-@pytest.mark.parametrize("wrong", [Design(5, 28, 64), Design(1, 15, 64), Design(1, 28, 48), Design(1, 200, 64)])
+@pytest.mark.parametrize(
+    "wrong", [Design(5, 28, 64), Design(1, 15, 64), Design(1, 28, 48), Design(1, 200, 64), Design(pools=0)]
+)
 def test_networks_that_the_kernels_cannot_be_compiled_for(wrong):
     x = torch.zeros(1, 2, *wrong.image_shape)
     with pytest.raises(ValueError, match="the kernels know images of at most"):
-        native.trunk(x, [torch.zeros(shape) for shape in wrong.shapes])
+        native.trunk(x, [torch.zeros(shape) for shape in wrong.shapes], wrong.pools)
     assert not native.available(torch.float32, wrong)
     assert "cannot be compiled" in native.why_not(torch.float32, wrong)
 
@@ -151,6 +153,30 @@ def test_colour_images_of_another_size_and_features_of_several_pixels():
     torch.testing.assert_close(losses, expected)
 
 
+@needs_compiler
+def test_blocks_that_do_not_pool():
+    design = Design(1, 18, 32, pools=1)
+    assert native.available(torch.float64, design), native.why_not(torch.float64, design)
+
+
+@needs_compiler
+@pytest.mark.parametrize("training", [True, False])
+def test_pooling_in_the_first_two_blocks(training):
+    net, x = Conv4(downsample="first2").double(), _drawings(2, 5, torch.float64)
+    net(x[0])  # so that the statistics that are stored are not those that it is born with
+    net.train(training)
+    with native.switched_off():
+        expected = _each(net, x)
+    got = net.fused(x) if training else _each_without_gradient(net, x)
+    torch.testing.assert_close(got, expected)
+
+
+def _each_without_gradient(net, x):
+    assert native.ready(torch.float64, net.design)
+    with torch.no_grad():
+        return _each(net, x)
+
+
 def _each(net, x):
     return torch.stack([net(group) for group in x])
 
@@ -159,6 +185,7 @@ def _each(net, x):
 def test_only_the_network_that_the_kernels_know_is_fusable():
     assert Conv4(normalisation="running").fusable
     assert Conv4(normalisation="episode").fusable
+    assert Conv4(downsample="first2").fusable
     for other in (
         Conv4(normalisation="layer"),
         Conv4(normalisation="support"),

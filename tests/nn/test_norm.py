@@ -48,6 +48,26 @@ def agree(ours: nn.Module, other: nn.Module, x: Tensor) -> None:
 
 
 @pytest.mark.parametrize("shape", INPUTS.values(), ids=INPUTS.keys())
+@pytest.mark.parametrize(("mode", "training"), [("running", True), ("running", False), ("episode", True)])
+def test_pairs_are_normalised_without_being_made(shape: tuple[int, ...], mode: str, training: bool) -> None:
+    left, right = batch(shape, 1)[:3], batch(shape, 2) * 0.5 - 1
+    found = []
+    for by_pairs in (True, False):
+        norm = layer(mode)
+        if mode == "running":
+            norm(batch(shape, 3) * 2)  # so that what is stored is not what it is born with
+        norm.train(training)
+        ours = norm.of_pairs(left, right) if by_pairs else (left, right)
+        sums = (ours[0].unsqueeze(0) + ours[1].unsqueeze(1)).flatten(0, 1)
+        y = sums if by_pairs else norm(sums)
+        weights = torch.linspace(-1, 2, y.numel(), dtype=y.dtype).view_as(y)
+        grads = torch.autograd.grad((weights * y.sin()).sum(), [left, right, norm.weight, norm.bias])
+        found.append([y, *grads, *norm.buffers()])
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("shape", INPUTS.values(), ids=INPUTS.keys())
 def test_running_statistics_are_those_of_batch_norm(shape: tuple[int, ...]) -> None:
     ours = layer("running")
     other = theirs(shape, ours)

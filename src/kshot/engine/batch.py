@@ -22,7 +22,7 @@ from kshot.core import Episode, Learner, Split, Tree, UserError, tree_map
 from kshot.core.episode import n_tasks, select, unbind
 from kshot.core.functional import functional_call
 from kshot.core.tree import leaves
-from kshot.engine.inner import Named, Random, first_divergence, recomputing, weights_of
+from kshot.engine.inner import Named, Random, first_divergence, mean_of_tasks, recomputing, weights_of
 from kshot.engine.processes import Workers, default_number
 from kshot.engine.reading import Reader
 
@@ -250,7 +250,7 @@ class OuterStep:
                 return run(params, buffers, flat, how="one" if single else kind)
             each = torch.func.vmap(lambda f: run(params, buffers, f, how="one"), randomness="different", in_dims=(0,))
             losses, after = each(flat)
-            return losses, {k: _mean_of_tasks(b) for k, b in after.items()}
+            return losses, {k: mean_of_tasks(b) for k, b in after.items()}
 
         def value_and_grad(params: Named, buffers: Named, flat: Flat) -> tuple[Tensor, Named, Named]:
             leaves_ = {k: p.detach().requires_grad_() for k, p in params.items() if k in trainable}
@@ -320,20 +320,11 @@ def widened(t: Tensor) -> Tensor:
     return t if t.device.type == "mps" else t.double()
 
 
-# Constants (masks of -inf, position codes) must come out of a mean as they went in, to the last bit.
-
-
 def _between(mean: Tensor, new: Tensor, share: float) -> Tensor:
+    # Constants come out as they went in: see ``mean_of_tasks``.
     if not mean.is_floating_point():  # such as a counter of batches
         return mean
     return torch.where(new == mean, mean, torch.lerp(mean, new, share))
-
-
-def _mean_of_tasks(buffer: Tensor) -> Tensor:
-    first = buffer[0]
-    if not buffer.is_floating_point():
-        return first
-    return first + torch.where(buffer == first, 0.0, buffer - first).mean(0)
 
 
 def compile_pure(pure: Pure, args: tuple[Named, Named, Flat]) -> Pure:

@@ -115,7 +115,7 @@ class EmbeddingLearner(Learner):
     @property
     def fused(self) -> bool:
         """True if a compiled kernel embeds by the very backbone, while training."""
-        return self.native and self.training and isinstance(self.backbone, Conv4) and self.backbone.fusable
+        return self.training and isinstance(self.backbone, Conv4) and self.backbone.fusable
 
     def adapt(self, support: Split) -> TaskHead:
         """Embed the support and fit the head.

@@ -46,10 +46,10 @@ class ConvBlock(nn.Module):
         Returns:
             (..., out_channels, about H / 2, about W / 2).
         """
-        return self.after(_conv(self.conv, x))
+        return self.after_norm(self.norm(_conv(self.conv, x)))
 
-    def after(self, x: Tensor) -> Tensor:
-        """Apply what comes after the convolution.
+    def after_norm(self, x: Tensor) -> Tensor:
+        """Apply what comes after the normalisation.
 
         Args:
             x: (N, out_channels, H, W), or (T, N, out_channels, H, W) for T tasks.
@@ -57,7 +57,6 @@ class ConvBlock(nn.Module):
         Returns:
             (..., out_channels, about H / 2, about W / 2).
         """
-        x = self.norm(x)
         if not self.pool:
             return F.relu(x)
         # Max-pooling commutes with ReLU exactly, and pooling first leaves a quarter of the work.
@@ -115,13 +114,18 @@ class Conv4(nn.Module):
         )
         self.map_shape = (n_filters, side, side)
         self.n_features = n_filters * side * side
-        design = native.Design(in_channels, image_size, n_filters)
-        self.design = design if downsample == "pool" and design.possible else None
+        design = native.Design(in_channels, image_size, n_filters, ways.count("pool"))
+        self.design = design if downsample != "stride" and design.possible else None
 
     @property
     def fusable(self) -> bool:
         """True if ``kshot.nn.native`` computes this very network, normalised by batch statistics, and works here."""
         return all(block.norm.mode in ("running", "episode") for block in self._own) and self._known(native.available)
+
+    @property
+    def pools(self) -> int:
+        """Number of blocks that pool."""
+        return sum(block.pool for block in self._own)
 
     def _known(self, works: Callable[[torch.dtype, native.Design], bool]) -> bool:
         if self.design is None or _is_hooked(self.blocks) or not all(_is_plain(block) for block in self.blocks):
@@ -142,7 +146,7 @@ class Conv4(nn.Module):
         Returns:
             (T, N, D).
         """
-        features, means, variances = native.trunk(x, self.kernel_parameters())
+        features, means, variances = native.trunk(x, self.kernel_parameters(), self.pools)
         self.average_in(means, variances, x.shape[1])
         return features
 
@@ -229,7 +233,8 @@ class Conv4(nn.Module):
             b.norm.running_mean.new_zeros(b.conv.out_channels) if b.conv.bias is None else b.conv.bias for b in own
         ]
         means = torch.stack([b.norm.running_mean - bias for b, bias in zip(own, biases, strict=True)])
-        return native.embed(x, self.kernel_parameters(), means, torch.stack([b.norm.running_var for b in own]))
+        variances = torch.stack([b.norm.running_var for b in own])
+        return native.embed(x, self.kernel_parameters(), means, variances, self.pools)
 
 
 def _is_hooked(blocks: nn.Module) -> bool:

@@ -92,6 +92,35 @@ class Norm(nn.Module):
         scale = torch.rsqrt(var + self.eps) * self.weight.view(tail)
         return x * scale + (self.bias.view(tail) - mean * scale)
 
+    def of_pairs(self, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+        """Normalise every sum of one of ``left`` and one of ``right``, of which there are many, without taking them.
+
+        Their mean is the sum of both means; their variance is that of both, and twice the mean over pixels of the
+        product of what each is there on average.
+
+        Args:
+            left: (W, C, H, W') or (W, C); ``statistics`` is "batch" or "stored".
+            right: (Q, C, H, W') or (Q, C).
+
+        Returns:
+            The same shapes: l + r is ``forward`` of all W * Q sums, for each l of the first and r of the second.
+        """
+        tail = (-1, *(1,) * (left.ndim - 2))
+        if self._stored:
+            mean, var = self.running_mean.view(tail), self.running_var.view(tail)
+            left = left - mean
+        else:
+            of_all = (0, *range(2, left.ndim))
+            means = left.mean(of_all), right.mean(of_all)
+            left, right = left - means[0].view(tail), right - means[1].view(tail)
+            both = (left.mean(0) * right.mean(0)).flatten(1).mean(1) if left.ndim > 2 else 0.0
+            var = (left * left).mean(of_all) + (right * right).mean(of_all) + 2 * both
+            count = len(left) * len(right) * left[0, 0].numel()
+            self.average_in((means[0] + means[1]).detach(), var.detach(), count)
+            var = var.view(tail)
+        scale = torch.rsqrt(var + self.eps) * self.weight.view(tail)
+        return left * scale + self.bias.view(tail), right * scale
+
     @property
     def statistics(self) -> str:
         """Whose statistics a forward pass takes: "batch", "stored" (one number a channel) or "other"."""

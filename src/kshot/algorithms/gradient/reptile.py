@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 from kshot.core import Episode, Spec, Split, UserError, register, task_loss, tree_map
 from kshot.core.registry import unknown
-from kshot.engine.inner import Inner, InnerLoop, Weights, adam, check_rate, sgd, unrolled, weights_of
+from kshot.engine.inner import FusedInnerLoop, Inner, Weights, adam, check_rate, one_by_one, sgd, unrolled, weights_of
 from kshot.nn.norm import collecting
 
 OPTIMISERS = ("adam", "sgd")
@@ -42,7 +42,7 @@ OPTIMISERS = ("adam", "sgd")
     family="gradient",
     paper="Nichol, Achiam, Schulman, On First-Order Meta-Learning Algorithms, 2018, arXiv:1803.02999",
 )
-class Reptile(InnerLoop):
+class Reptile(FusedInnerLoop):
     """Reptile.
 
     Args:
@@ -120,6 +120,17 @@ class Reptile(InnerLoop):
             A scalar, and the weights with the buffers as the forward pass left them.
         """
         return super().support_loss(weights, _batch(support, step, self.inner_batch), step)
+
+    def fused_losses(self, episodes: Episode) -> Tensor:
+        """Train on tasks one after the other, with compiled kernels for every inner step.
+
+        Args:
+            episodes: T episodes.
+
+        Returns:
+            (T,) losses.
+        """
+        return one_by_one(self, episodes)
 
     def outer_loss(self, episode: Episode) -> Tensor:
         """Loss of the trained weights on the queries; its gradient is phi - W, with W = U^k(phi) (section 2).

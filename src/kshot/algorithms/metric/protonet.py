@@ -170,7 +170,7 @@ class ProtoNet(Learner):
             return self._losses(episodes, self.backbone.fused)
         x = torch.cat([support.x, query.x], 1)
         losses, means, variances = native.protonet_losses(
-            x, support.y, query.y, support.ways(), self.backbone.kernel_parameters()
+            x, support.y, query.y, support.ways(), self.backbone.kernel_parameters(), self.backbone.pools
         )
         self.backbone.average_in(means, variances, x.shape[1])
         return losses

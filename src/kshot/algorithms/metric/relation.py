@@ -33,9 +33,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kshot.core import Spec, UserError, register
+from kshot.core import Episode, Spec, UserError, register
 from kshot.engine.embedding import EmbeddingLearner, Labelled
-from kshot.engine.inner import call, weights_of
+from kshot.engine.inner import call, one_by_one, weights_of
 from kshot.nn.conv import ConvBlock
 from kshot.nn.heads import class_means, memberships
 from kshot.nn.norm import Norm, normalisation_of
@@ -74,21 +74,27 @@ class Relation(nn.Module):
         classes, z = (side.view(-1, *self.shape) for side in sides)
         first, *others = self.trunk
         if isinstance(first, ConvBlock):
+            # Pooling is several times as fast with the channels side by side.
+            classes, z = (side.contiguous(memory_format=torch.channels_last) for side in (classes, z))
             of_classes, of_queries = first.conv.weight.chunk(2, 1)
             left = F.conv2d(classes, of_classes, first.conv.bias, padding=1)
-            joined = first.after(_every_pair(left, F.conv2d(z, of_queries, padding=1)))
+            joined = first.after_norm(_every_pair(first.norm, left, F.conv2d(z, of_queries, padding=1)))
         else:
+            norm, *others = others
             of_classes, of_queries = first.weight.chunk(2, 1)  # pyright: ignore[reportCallIssue]
             left = F.linear(classes, of_classes, first.bias)  # pyright: ignore[reportArgumentType]
-            joined = _every_pair(left, F.linear(z, of_queries))
+            joined = _every_pair(norm, left, F.linear(z, of_queries))  # pyright: ignore[reportArgumentType]
         for layer in others:
             joined = layer(joined)
         return self.out(F.relu(self.hidden(joined))).view(len(z), -1)
 
 
-def _every_pair(classes: Tensor, z: Tensor) -> Tensor:
+def _every_pair(norm: Norm, classes: Tensor, z: Tensor) -> Tensor:
     # A linear map of two things side by side is a sum over both: taken of W + Q of them, and not of W * Q pairs.
-    return (classes.unsqueeze(0) + z.unsqueeze(1)).flatten(0, 1)
+    by_batch = norm.statistics in ("batch", "stored")
+    classes, z = norm.of_pairs(classes, z) if by_batch else (classes, z)
+    pairs = (classes.unsqueeze(0) + z.unsqueeze(1)).flatten(0, 1)
+    return pairs if by_batch else norm(pairs)
 
 
 @register(
@@ -140,6 +146,17 @@ class RelationNet(EmbeddingLearner):
     def native(self) -> bool:
         """False: the relation network keeps statistics of the pairs of each task."""
         return False
+
+    def fused_losses(self, episodes: Episode) -> Tensor:
+        """Embed by compiled kernels; tasks go one after the other, for the sake of the same statistics.
+
+        Args:
+            episodes: T episodes.
+
+        Returns:
+            (T,) losses.
+        """
+        return one_by_one(self, episodes)
 
     def fit_head(self, support: Labelled) -> Tensor:
         """Average or add up the features of each class.

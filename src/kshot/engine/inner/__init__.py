@@ -6,7 +6,7 @@
 """
 
 from kshot.engine.inner.fused import FusedInnerLoop
-from kshot.engine.inner.learner import InnerLoop, check_rate, first_divergence
+from kshot.engine.inner.learner import InnerLoop, check_rate, first_divergence, one_by_one
 from kshot.engine.inner.recompute import Random, recompute_is_on, recomputing, run_twice, unroll
 from kshot.engine.inner.rules import Rates, Rule, adam, clipped, momentum, preconditioned, sgd
 from kshot.engine.inner.steps import Inner, InnerDivergence, gradient, matching, sgd_steps, unrolled, watching
@@ -16,6 +16,7 @@ from kshot.engine.inner.weights import (
     Weights,
     call,
     known,
+    mean_of_tasks,
     replace_buffers,
     twice_differentiable,
     weights_of,
@@ -41,7 +42,9 @@ __all__ = [
     "gradient",
     "known",
     "matching",
+    "mean_of_tasks",
     "momentum",
+    "one_by_one",
     "preconditioned",
     "recompute_is_on",
     "recomputing",

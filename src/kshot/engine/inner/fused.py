@@ -12,11 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from kshot.core import Episode
-from kshot.core.episode import unbind
-from kshot.engine.inner.learner import InnerLoop
+from kshot.engine.inner.learner import InnerLoop, one_by_one
 from kshot.engine.inner.rules import rate_at
 from kshot.engine.inner.steps import Inner, matching
-from kshot.engine.inner.weights import replace_buffers, weights_of
+from kshot.engine.inner.weights import weights_of
 from kshot.nn import native
 from kshot.nn.conv import Conv4
 from kshot.nn.norm import normalisation_of
@@ -50,7 +49,7 @@ class FusedInnerLoop(InnerLoop):
             (T,) losses.
         """
         if episodes.support.y.is_floating_point():  # the kernels know cross-entropy only
-            return self._one_by_one(episodes)
+            return one_by_one(self, episodes)
         backbone, head = self.model  # pyright: ignore[reportGeneralTypeIssues]
         named = dict(zip(backbone.kernel_names("0."), backbone.kernel_parameters(), strict=True))
         named |= {"1.weight": head.weight, "1.bias": head.bias}
@@ -60,7 +59,7 @@ class FusedInnerLoop(InnerLoop):
         rates = self._rates(settings, parameters)
         inner = native.Inner(rates, weights, settings.first_order, norms)
         support, query = (native.Labelled(part.x, part.y) for part in episodes)
-        return native.maml_losses(support, query, list(parameters.values()), inner)
+        return native.maml_losses(support, query, list(parameters.values()), inner, backbone.pools)
 
     def step_weights(self) -> Tensor:
         """Weigh the losses of the queries after the inner steps.
@@ -71,14 +70,6 @@ class FusedInnerLoop(InnerLoop):
         weights = torch.zeros(self.n_steps())
         weights[-1] = 1
         return weights
-
-    def _one_by_one(self, episodes: Episode) -> Tensor:
-        # Every task starts from the same buffers.
-        before, losses = weights_of(self).buffers, []
-        for episode in unbind(episodes):
-            replace_buffers(self, before)
-            losses.append(self.outer_loss(episode))
-        return torch.stack(losses)
 
     def _rates(self, settings: Inner, parameters: dict[str, Tensor]) -> Tensor:
         # (S, P), of parameters in the kernel's order.

@@ -10,8 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from kshot.core import Episode, Learner, Spec, Split, Tree, UserError, task_loss
+from kshot.core.episode import unbind
 from kshot.engine.inner.steps import Inner, InnerDivergence, unrolled, watching
-from kshot.engine.inner.weights import Weights, call, replace_buffers, weights_of
+from kshot.engine.inner.weights import Weights, call, mean_of_tasks, replace_buffers, weights_of
+from kshot.nn import native
 from kshot.nn.norm import collecting, uses_support_statistics
 
 
@@ -223,6 +225,28 @@ class InnerLoop(Learner):
         if self.training:
             with torch.no_grad():
                 replace_buffers(self.model, after.buffers)
+
+
+def one_by_one(learner: Learner, episodes: Episode) -> Tensor:
+    """Take the outer losses of tasks one after the other, with compiled kernels wherever a network has them.
+
+    Every task starts from the same buffers; the mean of what they leave is left.
+
+    Args:
+        learner: any, whose outer loss will be differentiated once.
+        episodes: T episodes.
+
+    Returns:
+        (T,) losses.
+    """
+    before, losses, left = weights_of(learner).buffers, [], []
+    with native.differentiated_once():
+        for episode in unbind(episodes):
+            replace_buffers(learner, before)
+            losses.append(learner.outer_loss(episode))
+            left.append(weights_of(learner).buffers)
+    replace_buffers(learner, {k: mean_of_tasks(torch.stack([b[k] for b in left])) for k in before})
+    return torch.stack(losses)
 
 
 def check_rate(name: str, rate: float) -> None:

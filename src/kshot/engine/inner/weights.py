@@ -92,6 +92,21 @@ def replace_buffers(module: nn.Module, buffers: Named) -> None:
         setattr(module.get_submodule(path), leaf, tensor.detach())
 
 
+def mean_of_tasks(buffers: Tensor) -> Tensor:
+    """Average what several tasks left in one buffer.
+
+    Args:
+        buffers: (T, ...).
+
+    Returns:
+        The mean; a constant, such as a mask of -inf, to the last bit as it was; of whole numbers the first.
+    """
+    first = buffers[0]
+    if not buffers.is_floating_point():
+        return first
+    return first + torch.where(buffers == first, 0.0, buffers - first).mean(0)
+
+
 def known(number: Tensor) -> int | None:
     """Read a whole number, such as a counter, where there is one to be read.
 

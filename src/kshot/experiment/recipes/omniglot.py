@@ -134,8 +134,7 @@ _QUICK_REPTILE = {
     "inner_lr": 0.1,
     "n_inner_steps": 3,
     "n_inner_steps_eval": 15,
-    "network": {},
-    "train": {"compile": "off", "batching": "loop"},
+    **_FUSED,
 }
 _CLASSIFIER = (8, 1, 15, 1)
 _BASELINE = _metric("baseline", _CLASSIFIER, 9_000)
@@ -179,7 +178,7 @@ RECIPES = (
     _metric(
         "relation",
         (20, 1, 5, 1),
-        3_500,
+        9_000,
         (0.996, 0.998, 0.976, 0.991),
         _FROM_MEMORY,
         network={"downsample": "first2"},

@@ -30,7 +30,7 @@ class Trunk(NamedTuple):
     variances: Tensor
 
 
-def trunk(x: Tensor, parameters: Sequence[Tensor]) -> Trunk:
+def trunk(x: Tensor, parameters: Sequence[Tensor], pools: int = N_BLOCKS) -> Trunk:
     """Embed G groups of N images, each group normalised by its own statistics.
 
     Memory is about 150 kB until the backward pass for an image of 28 x 28 and 64 filters (float32).
@@ -38,6 +38,7 @@ def trunk(x: Tensor, parameters: Sequence[Tensor]) -> Trunk:
     Args:
         x: (G, N, channels, side, side), float32 or float64.
         parameters: the four convolutions, the scales and the shifts of the four norms; see ``Design.shapes``.
+        pools: blocks that pool, the first ones.
 
     Returns:
         Features, which can be differentiated once by the parameters, and statistics.
@@ -45,12 +46,12 @@ def trunk(x: Tensor, parameters: Sequence[Tensor]) -> Trunk:
     Raises:
         ValueError: shapes, types or devices are none that the kernel knows, or a gradient by images is asked for.
     """
-    design = design_of(x, parameters)
+    design = design_of(x, parameters, pools)
     check_parameters(parameters, design.shapes, x.dtype)
     return Trunk(*_Trunk.apply(design, x, *parameters))  # pyright: ignore[reportGeneralTypeIssues]
 
 
-def embed(x: Tensor, parameters: Sequence[Tensor], means: Tensor, variances: Tensor) -> Tensor:
+def embed(x: Tensor, parameters: Sequence[Tensor], means: Tensor, variances: Tensor, pools: int = N_BLOCKS) -> Tensor:
     """Embed images by given statistics, without gradients.
 
     Args:
@@ -58,6 +59,7 @@ def embed(x: Tensor, parameters: Sequence[Tensor], means: Tensor, variances: Ten
         parameters: as ``trunk`` takes them.
         means: of each convolution without its bias, (4, C).
         variances: of the same.
+        pools: blocks that pool, the first ones.
 
     Returns:
         (G, N, D).
@@ -65,7 +67,7 @@ def embed(x: Tensor, parameters: Sequence[Tensor], means: Tensor, variances: Ten
     Raises:
         ValueError: shapes, types or devices are none that the kernel knows.
     """
-    design = design_of(x, parameters)
+    design = design_of(x, parameters, pools)
     check_parameters(parameters, design.shapes, x.dtype)
     check_parameters([means, variances], [(N_BLOCKS, design.filters)] * 2, x.dtype)
     kernel, features = pool.take(library(x.dtype, design)), x.new_empty(*x.shape[:2], design.n_features)

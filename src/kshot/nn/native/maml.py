@@ -16,7 +16,9 @@ from kshot.nn.native.kernels import Inner, Labelled, Pool, maml_run
 _pool = Pool("maml")
 
 
-def maml_losses(support: Labelled, query: Labelled, parameters: Sequence[Tensor], inner: Inner) -> Tensor:
+def maml_losses(
+    support: Labelled, query: Labelled, parameters: Sequence[Tensor], inner: Inner, pools: int = N_BLOCKS
+) -> Tensor:
     """Losses of the queries after the inner steps.
 
     Memory is about 300 kB for each support image, inner step and thread (28 x 28, 64 filters, float32), whatever the
@@ -27,6 +29,7 @@ def maml_losses(support: Labelled, query: Labelled, parameters: Sequence[Tensor]
         query: what it is judged on.
         parameters: as ``conv4.trunk`` takes them, then the head (W, D) and its bias (W,).
         inner: the inner loop.
+        pools: blocks that pool, the first ones.
 
     Returns:
         (T,) losses, sums over the steps where those weigh; only their mean, or another multiple of their sum, can be
@@ -35,12 +38,13 @@ def maml_losses(support: Labelled, query: Labelled, parameters: Sequence[Tensor]
     Raises:
         ValueError: shapes, types or labels are none that the kernel knows.
     """
-    ways, design = parameters[-1].numel(), design_of(support.x, parameters)
+    ways, design = parameters[-1].numel(), design_of(support.x, parameters, pools)
     shapes = [*design.shapes, (ways, design.n_features), (ways,)]
     conv4.check_parameters(parameters, shapes, support.x.dtype)
     for part in (support, query):
         conv4.check_labels(part.y, tuple(part.x.shape[:2]), ways)
-    if query.x.dtype != support.x.dtype or len(query.x) != len(support.x) or design_of(query.x, parameters) != design:
+    alike = query.x.dtype == support.x.dtype and len(query.x) == len(support.x)
+    if not alike or design_of(query.x, parameters, pools) != design:
         raise ValueError(
             "expected support and queries of as many tasks, one size and one type, "
             f"got {tuple(support.x.shape)} of {support.x.dtype} and {tuple(query.x.shape)} of {query.x.dtype}"

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from kshot.nn.native import conv4
 from kshot.nn.native.build import library
-from kshot.nn.native.design import design_of
+from kshot.nn.native.design import N_BLOCKS, design_of
 from kshot.nn.native.gradient import with_gradient
 from kshot.nn.native.kernels import ProtoNetResult, protonet_run
 
@@ -30,7 +30,12 @@ class ProtoNetLosses(NamedTuple):
 
 
 def protonet_losses(
-    x: Tensor, support_y: Tensor, query_y: Tensor, ways: int, parameters: Sequence[Tensor]
+    x: Tensor,
+    support_y: Tensor,
+    query_y: Tensor,
+    ways: int,
+    parameters: Sequence[Tensor],
+    pools: int = N_BLOCKS,
 ) -> ProtoNetLosses:
     """Losses of tasks whose support and queries are normalised together.
 
@@ -42,6 +47,7 @@ def protonet_losses(
         query_y: int64 (T, Q).
         ways: number of classes W.
         parameters: as ``conv4.trunk`` takes them.
+        pools: blocks that pool, the first ones.
 
     Returns:
         The losses, and statistics.
@@ -49,7 +55,7 @@ def protonet_losses(
     Raises:
         ValueError: shapes, types or labels are none that the kernel knows.
     """
-    design = design_of(x, parameters)
+    design = design_of(x, parameters, pools)
     conv4.check_parameters(parameters, design.shapes, x.dtype)
     n_tasks, n_images = x.shape[:2]
     n_support = support_y.shape[-1]

@@ -35,7 +35,7 @@ def failure(library: ctypes.CDLL, dtype: torch.dtype, design: Design) -> str:
     # The first call may come from within vmap, to which all this is of no concern.
     with temporarily_clear_interpreter_stack(), torch.inference_mode(False), torch.enable_grad():
         parameters, images = _case(design)
-        expected = _expected(parameters, images)
+        expected = _expected(parameters, images, design.pools)
         got = _got(library, design, [p.detach().to(dtype) for p in parameters], images.to(dtype))
     for name, value in got.items():
         error = float((value.double() - expected[name]).norm() / expected[name].norm())
@@ -62,20 +62,20 @@ def _examples(images: Tensor) -> tuple[Labelled, Labelled]:
     return Labelled(x[:, :4], y), Labelled(x[:, 4:], y)
 
 
-def _embed(parameters: list[Tensor], x: Tensor) -> Tensor:
-    for w, scale, shift in zip(parameters[:4], parameters[4:8], parameters[8:12], strict=True):
-        x = F.batch_norm(F.conv2d(x, w, padding=1), None, None, scale, shift, training=True, eps=EPS)
-        x = F.relu(F.max_pool2d(x, 2))
+def _embed(parameters: list[Tensor], x: Tensor, pools: int) -> Tensor:
+    for block, (w, *affine) in enumerate(zip(parameters[:4], parameters[4:8], parameters[8:12], strict=True)):
+        x = F.relu(F.batch_norm(F.conv2d(x, w, padding=1), None, None, *affine, training=True, eps=EPS))
+        x = F.max_pool2d(x, 2) if block < pools else x
     return x.flatten(1)
 
 
-def _expected(parameters: list[Tensor], images: Tensor) -> dict[str, Tensor]:
-    features = torch.stack([_embed(parameters, group) for group in images])
+def _expected(parameters: list[Tensor], images: Tensor, pools: int) -> dict[str, Tensor]:
+    features = torch.stack([_embed(parameters, group, pools) for group in images])
     by_trunk = torch.autograd.grad(features.square().sum(), parameters[:12])
     support, query = _examples(images)
 
     def loss(theta: list[Tensor], part: Labelled) -> Tensor:
-        return F.cross_entropy(F.linear(_embed(theta, part.x[0]), *theta[12:]), part.y[0])
+        return F.cross_entropy(F.linear(_embed(theta, part.x[0], pools), *theta[12:]), part.y[0])
 
     step = torch.autograd.grad(loss(parameters, support), parameters, create_graph=True)
     adapted = [p - RATE * g for p, g in zip(parameters, step, strict=True)]

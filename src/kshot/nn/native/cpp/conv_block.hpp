@@ -13,8 +13,8 @@ namespace kshot {
 template <class T>
 struct BlockState {
     T* conv;         // y, (N, side, side, C); not of the first block
-    T* peak;         // the y that pooling chose, (N, side / 2, side / 2, C); not of the first block
-    uint8_t* where;  // which of the four pixels of the window it was
+    T* peak;         // the y that pooling chose, or all, (N, next side, next side, C); not of the first block
+    uint8_t* where;  // which pixel of the window it was
     T* out;          // relu(z), pooled
     T* delta;        // dL/dout, then dL/dz: zero where out is
     Normalisation norm;
@@ -41,13 +41,13 @@ struct ConvSums {
     Sums y_squared = {};
 };
 
-// The highest of the four pixels of a window (of y times sign), and which one it is.
-template <class T, class Tile>
+// The highest of the pixels of a window (of y times sign), and which one it is.
+template <class T, class Tile, int SIDE>
 KSHOT_INLINE Vector<T> pool(const Vector<T>* y, int first, Vector<T> sign, Integers<T>& chosen) {
     Vector<T> best = y[first] * sign;
     chosen = Integers<T>{};
 #pragma GCC unroll 3
-    for (int pixel = 1; pixel < 4; ++pixel) {
+    for (int pixel = 1; pixel < window_pixels<SIDE>; ++pixel) {
         const Vector<T> candidate = y[window_pixel<Tile>(first, pixel)] * sign;
         const Integers<T> better = candidate > best;
         best = better ? candidate : best;
@@ -76,9 +76,9 @@ void pool_and_sum(const T* frequencies, int n_images, const T* scale, T* conv, T
                 sum_squared += y[p] * y[p];
             });
             for_windows<Tile, SIDE>(at.row, j, [&](int first, int row, int column) {
-                const long window = at.windows + (row * (SIDE / 2) + column) * kChannels;
+                const long window = at.windows + window_offset<SIDE>(row, column);
                 Integers<T> chosen;
-                store(peak + window, pool<T, Tile>(y, first, sign, chosen));
+                store(peak + window, pool<T, Tile, SIDE>(y, first, sign, chosen));
                 store_integers<T>(where + window, chosen);
             });
         }
@@ -189,14 +189,14 @@ void transform_gradient(const Stored<T>& stored, int n_images, const Gradient<T>
                 }
             });
             for_windows<Tile, SIDE>(at.row, j, [&](int first, int row, int column) {
-                const long window = at.windows + (row * (SIDE / 2) + column) * kChannels;
+                const long window = at.windows + window_offset<SIDE>(row, column);
                 Vector<T> delta = load(stored.delta + window) * on_delta;
                 if constexpr (TANGENT) {
                     delta += load(stored.delta_tangent + window) * on_delta_tangent;
                 }
                 const Integers<T> chosen = load_integers<T>(stored.where + window);
 #pragma GCC unroll 4
-                for (int pixel = 0; pixel < 4; ++pixel) {
+                for (int pixel = 0; pixel < window_pixels<SIDE>; ++pixel) {
                     dy[window_pixel<Tile>(first, pixel)] += chosen == pixel ? delta : zero;
                 }
             });

@@ -64,11 +64,11 @@ void pick_and_sum(const T* frequencies, int n_images, const T* conv, const uint8
                 sum_y += y[p] * (load(conv + pixel) - mean);
             });
             for_windows<Tile, SIDE>(at.row, j, [&](int first, int row, int column) {
-                const long window = at.windows + (row * (SIDE / 2) + column) * kChannels;
+                const long window = at.windows + window_offset<SIDE>(row, column);
                 const Integers<T> chosen = load_integers<T>(where + window);
                 Vector<T> picked = y[first];
 #pragma GCC unroll 3
-                for (int pixel = 1; pixel < 4; ++pixel) {
+                for (int pixel = 1; pixel < window_pixels<SIDE>; ++pixel) {
                     picked = chosen == pixel ? y[window_pixel<Tile>(first, pixel)] : picked;
                 }
                 store(peak_tangent + window, picked);

@@ -31,13 +31,13 @@ struct TileRow {
 template <class T, class Tile, int SIDE, class Use>
 KSHOT_INLINE void for_tile_rows(int n_images, Use use) {
     using Tiles = Tiling<Tile, SIDE>;
-    constexpr int half = SIDE / 2;
+    constexpr int pooled = SIDE / window_of(SIDE);
     for (long image = 0; image < n_images; ++image) {
         for (int channel = 0; channel < kChannels; channel += Simd<T>::lanes) {
             for (int row = 0; row < Tiles::per_side; ++row) {
                 const long first = image * Tiles::per_image + row * Tiles::per_side;
                 use(TileRow{row, channel, image * SIDE * SIDE * kChannels + channel,
-                            image * half * half * kChannels + channel, first * kChannels + channel});
+                            image * pooled * pooled * kChannels + channel, first * kChannels + channel});
             }
         }
     }
@@ -56,24 +56,34 @@ KSHOT_INLINE void for_pixels(int tile_row, int tile_column, Use use) {
     }
 }
 
-// Calls use(index of the first pixel in the tile, row, column) for the 2x2 pooling windows of a tile that are whole.
+// Calls use(index of the first pixel in the tile, row, column) for the pooling windows of a tile that are whole.
 template <class Tile, int SIDE, class Use>
 KSHOT_INLINE void for_windows(int tile_row, int tile_column, Use use) {
-    constexpr int per_side = Tile::out / 2;
-#pragma GCC unroll 4
+    constexpr int window = window_of(SIDE);
+    constexpr int per_side = Tile::out / window;
+#pragma GCC unroll 16
     for (int w = 0; w < per_side * per_side; ++w) {
         const int row = tile_row * per_side + w / per_side;
         const int column = tile_column * per_side + w % per_side;
-        if (SIDE % Tile::out == 0 || (row < SIDE / 2 && column < SIDE / 2)) {
-            use(2 * (w / per_side) * Tile::out + 2 * (w % per_side), row, column);
+        if (SIDE % Tile::out == 0 || (row < SIDE / window && column < SIDE / window)) {
+            use(window * (w / per_side * Tile::out + w % per_side), row, column);
         }
     }
 }
 
-// Index in the tile of one of the four pixels of a window.
+template <int SIDE>
+constexpr int window_pixels = window_of(SIDE) * window_of(SIDE);
+
+// Index in the tile of one of the pixels of a window.
 template <class Tile>
 constexpr int window_pixel(int first, int pixel) {
     return first + (pixel / 2) * Tile::out + pixel % 2;
+}
+
+// Of the first pixel of a row of windows, at one channel, from the start of the pooled image.
+template <int SIDE>
+constexpr long window_offset(int row, int column) {
+    return (long(row) * (SIDE / window_of(SIDE)) + column) * kChannels;
 }
 
 // B^T d B of a row of tiles. Each column of pixels is transformed once and shared by the tiles that overlap in it.
