@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from kshot.algorithms import BOIL, MAML, DeepEMD, MAMLpp, MetaSGD, ProtoNet, RelationNet, Reptile
+from kshot.algorithms import ANIL, BOIL, MAML, DeepEMD, MAMLpp, MetaSGD, ProtoMAML, ProtoNet, RelationNet, Reptile
 from kshot.core import Episode, Spec, Split, UserError
 from kshot.core.episode import to
 from kshot.engine.auto import candidates
@@ -123,6 +123,30 @@ def test_reptile_fused_is_the_loop(downsample, inner):
     torch.manual_seed(1)
     body = Conv4(normalisation="episode", downsample=downsample)
     learner = Reptile(nn.Sequential(body, nn.Linear(body.n_features, 3)), n_inner_steps=2, **inner).double().train()
+    assert learner.fused
+    _agree(learner, _episodes(2, n_shot=2))
+
+
+@pytest.mark.parametrize("mode", ["running", "episode"])
+@pytest.mark.parametrize("inner", [{"n_inner_steps": 3}, {"n_inner_steps": 3, "truncate": 1}, {"first_order": True}])
+def test_anil_fused_is_the_loop(mode, inner):
+    torch.manual_seed(1)
+    learner = ANIL(Conv4(normalisation=mode), nn.Linear(64, 3), inner_lr=0.3, **inner).double().train()
+    assert learner.fused
+    _agree(learner, _episodes(2, n_shot=2))
+
+
+def test_heads_that_keep_statistics_are_left_to_the_loop():
+    head = nn.Sequential(nn.BatchNorm1d(64), nn.Linear(64, 3))
+    assert not ANIL(Conv4(normalisation="episode"), head).train().fused
+
+
+@pytest.mark.parametrize("downsample", ["pool", "first2"])
+@pytest.mark.parametrize("first_order", [False, True])
+def test_protomaml_fused_is_the_loop(downsample, first_order):
+    torch.manual_seed(1)
+    body = Conv4(normalisation="episode", downsample=downsample)
+    learner = ProtoMAML(body, inner_lr=0.05, n_inner_steps=2, first_order=first_order).double().train()
     assert learner.fused
     _agree(learner, _episodes(2, n_shot=2))
 

@@ -26,10 +26,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from kshot.core import Spec, Split, register, task_loss
+from kshot.core import Episode, Spec, Split, register, task_loss
 from kshot.engine.inner import Inner, InnerLoop, Weights, call, check_rate, unrolled, weights_of
+from kshot.nn.conv import Conv4
 from kshot.nn.norm import collecting
 
 
@@ -96,6 +98,37 @@ class ANIL(InnerLoop):
         if spec.kind == "regression":
             return {"inner_lr": 0.01, "n_inner_steps": 1}
         return {"inner_lr": 0.1, "n_inner_steps": 5} if spec.n_outputs >= 20 else {"inner_lr": 0.5, "n_inner_steps": 1}
+
+    @property
+    def fused(self) -> bool:
+        """True if compiled kernels embed by the very body, while training."""
+        body, head = self.model.get_submodule("0"), self.model.get_submodule("1")
+        return self.training and isinstance(body, Conv4) and body.fusable and not any(True for _ in head.buffers())
+
+    def fused_losses(self, episodes: Episode) -> Tensor:
+        """Embed the examples of all tasks by compiled kernels; the head alone has an inner loop.
+
+        Args:
+            episodes: T episodes.
+
+        Returns:
+            (T,) losses.
+
+        Raises:
+            TypeError: the kernels do not know the body; ``fused`` tells.
+        """
+        body, head = self.model.get_submodule("0"), self.model.get_submodule("1")
+        if not isinstance(body, Conv4):
+            raise TypeError(f"expected a Conv4, got {type(body).__name__}; see `fused`")
+        support, query = episodes
+
+        def one(z: Tensor, zq: Tensor, y: Tensor, yq: Tensor) -> Tensor:
+            on_features = Split(z, y, support.n_way)
+            (adapted,) = unrolled(self.support_loss, weights_of(head), on_features, self.inner(self.n_steps()))
+            return task_loss(call(head, adapted, zq)[0], yq)
+
+        z, zq = body.fused(support.x), body.fused(query.x)
+        return torch.func.vmap(one, randomness="different")(z, zq, support.y, query.y)
 
     def inner(self, n_steps: int) -> Inner:
         """Step with one rate.

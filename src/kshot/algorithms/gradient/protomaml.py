@@ -27,11 +27,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kshot.core import Spec, Split, Tree, register
-from kshot.engine.inner import Inner, InnerLoop, Weights, call, check_rate, weights_of
+from kshot.core import Episode, Spec, Split, Tree, register
+from kshot.core.episode import select
+from kshot.engine.inner import FusedInnerLoop, Inner, Weights, call, check_rate, weights_of
+from kshot.nn.conv import Conv4
 from kshot.nn.heads import class_means
 from kshot.nn.norm import collecting
 
@@ -43,7 +46,7 @@ WEIGHT, BIAS = "head.weight", "head.bias"
     family="gradient",
     paper="Triantafillou et al., Meta-Dataset, ICLR 2020, arXiv:1903.03096",
 )
-class ProtoMAML(InnerLoop):
+class ProtoMAML(FusedInnerLoop):
     """Proto-MAML.
 
     Args:
@@ -81,6 +84,11 @@ class ProtoMAML(InnerLoop):
         """The embedding."""
         return self.model
 
+    @property
+    def fused(self) -> bool:
+        """True if the model is a Conv4 that compiled kernels know, while training."""
+        return self.kernels_know(self.model)
+
     @classmethod
     def from_backbone(cls, backbone: nn.Module, spec: Spec, **options: Any) -> ProtoMAML:
         """Build Proto-MAML on a backbone; there is no head.
@@ -106,6 +114,29 @@ class ProtoMAML(InnerLoop):
         """
         return Inner(self.inner_lr, n_steps, first_order=self.first_order, truncate=self.truncate)
 
+    def fused_losses(self, episodes: Episode) -> Tensor:
+        """Embed all supports at once by compiled kernels; then these take the steps, task by task: each has its head.
+
+        Args:
+            episodes: T episodes.
+
+        Returns:
+            (T,) losses.
+
+        Raises:
+            TypeError: the kernels do not know the model; ``fused`` tells.
+        """
+        body, support = self.model, episodes.support
+        if not isinstance(body, Conv4):
+            raise TypeError(f"expected a Conv4, got {type(body).__name__}; see `fused`")
+        named = dict(zip(body.kernel_names(), body.kernel_parameters(), strict=True))
+        c = class_means(body.fused(support.x), support.y, support.ways())
+        losses = [
+            self.losses_of(select(episodes, slice(t, t + 1)), {**named, **_head(c[t])}, body.pools)
+            for t in range(len(c))
+        ]
+        return torch.cat(losses)
+
     def start(self, support: Split) -> Weights:
         """Start from the linear classifier that is the Prototypical Network: w_k = 2 c_k, b_k = -|c_k|^2 (section 3).
 
@@ -118,7 +149,7 @@ class ProtoMAML(InnerLoop):
         with collecting(self.model):
             z, theta = call(self.model, weights_of(self.model), support.x)
         c = class_means(z, support.y, support.ways())
-        return Weights({**theta.params, WEIGHT: 2 * c, BIAS: -(c * c).sum(-1)}, theta.buffers)
+        return Weights({**theta.params, **_head(c)}, theta.buffers)
 
     def run(self, weights: Weights, x: Tree) -> tuple[Tensor, Weights]:
         """Embed, and classify by the head.
@@ -133,3 +164,7 @@ class ProtoMAML(InnerLoop):
         theta = {k: p for k, p in weights.params.items() if k not in (WEIGHT, BIAS)}
         z, after = call(self.model, Weights(theta, weights.buffers), x)
         return F.linear(z, weights.params[WEIGHT], weights.params[BIAS]), Weights(weights.params, after.buffers)
+
+
+def _head(c: Tensor) -> dict[str, Tensor]:
+    return {WEIGHT: 2 * c, BIAS: -(c * c).sum(-1)}

@@ -1,7 +1,8 @@
 """Inner loops by compiled kernels: of methods that take plain gradient steps, at whatever rates, on a Conv4.
 
 MAML, Meta-SGD, BOIL and MAML++ differ in their rates, in what adapts, in normalisations that belong to a step, and in
-how the losses after the steps weigh. The kernels know all of that; second derivatives need no graph there.
+how the losses after the steps weigh; Proto-MAML in where the head starts. The kernels know all of that; second
+derivatives need no graph there.
 """
 
 from __future__ import annotations
@@ -30,14 +31,23 @@ class FusedInnerLoop(InnerLoop):
     @property
     def fused(self) -> bool:
         """True if the model is a Conv4 that compiled kernels know and a linear head, while training."""
-        if not (self.training and type(self.model) is nn.Sequential and len(self.model) == 2) or self.truncated:
+        if type(self.model) is not nn.Sequential or len(self.model) != 2:
             return False
         backbone, head = self.model
-        return (
-            (isinstance(backbone, Conv4) and type(head) is nn.Linear and head.bias is not None)
-            and normalisation_of(backbone) == "episode"
-            and (head.weight.dtype == next(backbone.parameters()).dtype and backbone.fusable)
-        )
+        linear = type(head) is nn.Linear and head.bias is not None
+        return linear and self.kernels_know(backbone) and head.weight.dtype == next(backbone.parameters()).dtype
+
+    def kernels_know(self, backbone: nn.Module) -> bool:
+        """Tell whether kernels take the inner steps of this backbone, below some linear head.
+
+        Args:
+            backbone: the network without its head.
+
+        Returns:
+            True for a Conv4 that they know, while training.
+        """
+        whole = self.training and not self.truncated and normalisation_of(backbone) == "episode"
+        return whole and isinstance(backbone, Conv4) and backbone.fusable
 
     def fused_losses(self, episodes: Episode) -> Tensor:
         """Outer losses by compiled kernels, whose gradient runs backward through the steps without a graph.
@@ -52,14 +62,26 @@ class FusedInnerLoop(InnerLoop):
             return one_by_one(self, episodes)
         backbone, head = self.model  # pyright: ignore[reportGeneralTypeIssues]
         named = dict(zip(backbone.kernel_names("0."), backbone.kernel_parameters(), strict=True))
-        named |= {"1.weight": head.weight, "1.bias": head.bias}
+        return self.losses_of(episodes, {**named, "1.weight": head.weight, "1.bias": head.bias}, backbone.pools)
+
+    def losses_of(self, episodes: Episode, named: dict[str, Tensor], pools: int) -> Tensor:
+        """Take the inner steps of a Conv4 and a head, and the losses of the queries after them.
+
+        Args:
+            episodes: T episodes, of classes.
+            named: what the kernels read, in their order, by the names that ``inner`` knows; the head comes last.
+            pools: blocks of the Conv4 that pool.
+
+        Returns:
+            (T,) losses.
+        """
         norms, parameters = _norms_of_steps(named)
         settings = self.inner(self.n_steps())
-        weights = self.step_weights().to(head.weight.dtype)
+        weights = self.step_weights().to(next(iter(named.values())).dtype)
         rates = self._rates(settings, parameters)
         inner = native.Inner(rates, weights, settings.first_order, norms)
         support, query = (native.Labelled(part.x, part.y) for part in episodes)
-        return native.maml_losses(support, query, list(parameters.values()), inner, backbone.pools)
+        return native.maml_losses(support, query, list(parameters.values()), inner, pools)
 
     def step_weights(self) -> Tensor:
         """Weigh the losses of the queries after the inner steps.
@@ -73,7 +95,7 @@ class FusedInnerLoop(InnerLoop):
 
     def _rates(self, settings: Inner, parameters: dict[str, Tensor]) -> Tensor:
         # (S, P), of parameters in the kernel's order.
-        moving = set(matching(weights_of(self.model).params, settings.adapted))
+        moving = set(matching({**weights_of(self.model).params, **parameters}, settings.adapted))
 
         def of_step(i: int) -> Tensor:
             rate = rate_at(settings.lr, i)

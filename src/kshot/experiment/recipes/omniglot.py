@@ -221,7 +221,7 @@ RECIPES = (
     _gradient("mamlpp", (5, 1, 1, 4), 15_000, (0.9947, 0.9985, None, None), _MAMLPP, **_FUSED),
     _gradient("imaml", (5, 1, 1, 4), 1_200),
     _gradient("cavia", (5, 1, 5, 8), 4_500),
-    _gradient("protomaml", (5, 1, 5, 2), 6_000),
+    _gradient("protomaml", (5, 1, 5, 2), 12_000, **_FUSED),
     _gradient(
         "reptile",
         (5, 5, 1, 8),
@@ -243,7 +243,7 @@ RECIPES = (
         **_SMALL_STEP,
         **_FUSED,
     ),
-    _many_ways("anil", (20, 1, 1, 2), 16_000, **_ONE_STEP),
+    _many_ways("anil", (20, 1, 1, 2), 16_000, **_ONE_STEP, **_FUSED),
     _many_ways("mamlpp", (20, 1, 1, 1), 8_000, (None, None, 0.9765, None), _MAMLPP, multi_step_steps=2_000, **_FUSED),
     _many_ways(
         "reptile",
