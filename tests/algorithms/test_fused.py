@@ -2,7 +2,21 @@ import pytest
 import torch
 from torch import nn
 
-from kshot.algorithms import ANIL, BOIL, MAML, DeepEMD, MAMLpp, MetaSGD, ProtoMAML, ProtoNet, RelationNet, Reptile
+from kshot.algorithms import (
+    ANIL,
+    BOIL,
+    DNC,
+    LSTM,
+    MAML,
+    NTM,
+    DeepEMD,
+    MAMLpp,
+    MetaSGD,
+    ProtoMAML,
+    ProtoNet,
+    RelationNet,
+    Reptile,
+)
 from kshot.core import Episode, Spec, Split, UserError
 from kshot.core.episode import to
 from kshot.engine.auto import candidates
@@ -42,10 +56,14 @@ def _agree(learner, episodes, kind="fused", **batching):
     fused = OuterStep(learner, Batching(kind, **batching))(episodes)
     with native.switched_off():
         loop = OuterStep(learner, Batching("loop"))(episodes)
-    torch.testing.assert_close(fused.losses, loop.losses, rtol=1e-9, atol=1e-10)
-    for name, expected in loop.grads.items():
+    _same(fused, loop)
+
+
+def _same(fused, plain):
+    torch.testing.assert_close(fused.losses, plain.losses, rtol=1e-9, atol=1e-10)
+    for name, expected in plain.grads.items():
         torch.testing.assert_close(fused.grads[name], expected, rtol=1e-6, atol=1e-8, msg=name)
-    for name, expected in loop.buffers.items():
+    for name, expected in plain.buffers.items():
         torch.testing.assert_close(fused.buffers[name], expected, rtol=1e-9, atol=1e-10, msg=name)
 
 
@@ -149,6 +167,20 @@ def test_protomaml_fused_is_the_loop(downsample, first_order):
     learner = ProtoMAML(body, inner_lr=0.05, n_inner_steps=2, first_order=first_order).double().train()
     assert learner.fused
     _agree(learner, _episodes(2, n_shot=2))
+
+
+@pytest.mark.parametrize("mode", ["running", "episode"])
+@pytest.mark.parametrize("kind", [LSTM, NTM, DNC])
+def test_readers_embed_by_kernels_as_without(kind, mode):
+    torch.manual_seed(1)
+    learner = kind.from_backbone(Conv4(normalisation=mode), Spec("classification", (1, 28, 28), 3), n_hidden=6)
+    learner.double().train()
+    assert learner.fused
+    episodes, found = _episodes(2, n_shot=2), {}
+    for how in ("native", "fused"):
+        torch.manual_seed(2)  # The order of the examples.
+        found[how] = OuterStep(learner, Batching(how))(episodes)
+    _same(found["fused"], found["native"])
 
 
 def test_a_rate_of_zero_holds_a_tensor_still():

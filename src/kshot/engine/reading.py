@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from kshot.core import Episode, Learner, Spec, Split, Tree, UserError, tree_map
 from kshot.core.functional import functional_call
 from kshot.engine.divergence import Watch
-from kshot.engine.embedding import embed_queries, embed_support
+from kshot.engine.embedding import Embed, embed_queries, embed_support
 from kshot.engine.inner import Named, recompute_is_on, run_twice
+from kshot.nn.conv import Conv4
 from kshot.nn.memory.cell import Cell
 from kshot.nn.memory.labelled import offset, shown, shuffled
 from kshot.nn.norm import uses_support_statistics
@@ -120,8 +121,8 @@ class Reader(Learner):
 
     @property
     def fused(self) -> bool:
-        """True if a compiled kernel runs the cell, while training."""
-        return self.native and self.training and self.cell.can_fuse()
+        """True if compiled kernels run the cell, or embed by the very backbone, while training."""
+        return self.native and self.training and (self.cell.can_fuse() or self._kernels_embed)
 
     def adapt(self, support: Split) -> Read:
         """Read the support.
@@ -211,7 +212,7 @@ class Reader(Learner):
         return self._losses(episodes, self._scan)
 
     def fused_losses(self, episodes: Episode) -> Tensor:
-        """Read the sequences of all tasks by the cell's compiled kernel.
+        """Embed and read the sequences of all tasks by compiled kernels: of the backbone, of the cell, or of both.
 
         Args:
             episodes: T episodes.
@@ -219,7 +220,8 @@ class Reader(Learner):
         Returns:
             (T,) losses, differentiable once.
         """
-        return self._losses(episodes, self.cell.fused_scan)
+        embed = self.backbone.fused if self._kernels_embed else self.backbone
+        return self._losses(episodes, self.cell.fused_scan, embed)
 
     def first_divergence(self, episodes: Episode, *, one: bool) -> str | None:
         """Find what goes to infinity first where the loss is taken: which quantity of the cell, at which step.
@@ -236,10 +238,14 @@ class Reader(Learner):
             losses = self._one_loss(episodes, watch) if one else self._losses(episodes, watch)
             return watch.first(losses)
 
-    def _losses(self, episodes: Episode, scan: Scan) -> Tensor:
+    def _losses(self, episodes: Episode, scan: Scan, embed: Embed | None = None) -> Tensor:
         support, query = episodes
-        z = self.backbone(tree_map(lambda *xs: torch.cat(xs, 1), support.x, query.x))
+        z = (embed or self.backbone)(tree_map(lambda *xs: torch.cat(xs, 1), support.x, query.x))
         return self._loss(z.transpose(0, 1), support.y.transpose(0, 1), query.y.transpose(0, 1), scan)
+
+    @property
+    def _kernels_embed(self) -> bool:
+        return isinstance(self.backbone, Conv4) and self.backbone.fusable
 
     @property
     def _in_order(self) -> bool:

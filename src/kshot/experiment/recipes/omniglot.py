@@ -256,7 +256,7 @@ RECIPES = (
     ),
     _reader("cnp", 12_000),
     _reader("transformer", 9_000),
-    _reader("lstm", 2_500),
-    _reader("ntm", 2_000),
-    _reader("dnc", 2_000),
+    _reader("lstm", 7_000),
+    _reader("ntm", 6_000),
+    _reader("dnc", 3_000),
 )
