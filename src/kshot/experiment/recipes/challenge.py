@@ -138,8 +138,8 @@ RECIPES = (
     _challenge("rotations", within_group=0.0, turns_apart=False, augment="none"),
     _challenge("within", turns_apart=False, augment="none"),
     _challenge("apart", augment="none"),
-    # Beyond the final settings, at two to four times their cost.
+    # Beyond the final settings, at more than twice their cost.
     _challenge("42px", image_size=42),
-    _challenge("wide", n_filters=128),
+    _challenge("wide", n_filters=96),
     _GLYPHS,
 )
