@@ -138,7 +138,10 @@ RECIPES = (
     _challenge("rotations", within_group=0.0, turns_apart=False, augment="none"),
     _challenge("within", turns_apart=False, augment="none"),
     _challenge("apart", augment="none"),
-    # Beyond the final settings, at more than twice their cost.
+    # The final settings with less: what resolution and width give.
+    _challenge("20px", image_size=20),
+    _challenge("narrow", n_filters=32),
+    # Beyond them, at more than twice their cost.
     _challenge("42px", image_size=42),
     _challenge("wide", n_filters=96),
     _GLYPHS,

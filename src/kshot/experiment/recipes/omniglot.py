@@ -170,7 +170,7 @@ def _untrained(name: str, asked: tuple[Row, ...], protocol: str) -> Recipe:
 
 RECIPES = (
     _BASELINE,
-    _metric("baselinepp", _CLASSIFIER, 9_000),
+    _metric("baselinepp", _CLASSIFIER, 7_000),
     _frozen("heads-omniglot", _HEADS, 1000, _ON_BASELINE),
     _frozen("finetune-omniglot", _WHOLE, 100, f"{_ON_BASELINE} But here all of it is trained on within each task."),
     _metric("matching", (20, 1, 5, 1), 10_000, (0.981, 0.989, 0.938, 0.985), _SNAIL),
@@ -215,7 +215,7 @@ RECIPES = (
         **_FUSED,
     ),
     _gradient("anil", (5, 1, 1, 8), 16_000),
-    _gradient("boil", (5, 1, 1, 8), 8_000, **_FUSED),
+    _gradient("boil", (5, 1, 1, 8), 7_000, **_FUSED),
     _gradient("metasgd", (5, 1, 1, 8), 10_000, **_FUSED),
     _gradient("metacurvature", (5, 1, 1, 8), 2_400),
     _gradient("mamlpp", (5, 1, 1, 4), 15_000, (0.9947, 0.9985, None, None), _MAMLPP, **_FUSED),
@@ -254,9 +254,9 @@ RECIPES = (
         inner_batch=40,
         **_QUICK_REPTILE,
     ),
-    _reader("cnp", 9_000),
-    _reader("transformer", 9_000),
-    _reader("lstm", 7_000),
-    _reader("ntm", 6_000),
-    _reader("dnc", 3_000),
+    _reader("cnp", 7_000),
+    _reader("transformer", 7_000),
+    _reader("lstm", 5_000),
+    _reader("ntm", 4_000),
+    _reader("dnc", 2_000),
 )
