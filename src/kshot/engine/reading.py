@@ -122,7 +122,9 @@ class Reader(Learner):
     @property
     def fused(self) -> bool:
         """True if compiled kernels run the cell, or embed by the very backbone, while training."""
-        return self.native and self.training and (self.cell.can_fuse() or self._kernels_embed)
+        if not (self.native and self.training):
+            return False
+        return self.cell.can_fuse() or (isinstance(self.backbone, Conv4) and self.backbone.fusable)
 
     def adapt(self, support: Split) -> Read:
         """Read the support.
@@ -220,7 +222,8 @@ class Reader(Learner):
         Returns:
             (T,) losses, differentiable once.
         """
-        embed = self.backbone.fused if self._kernels_embed else self.backbone
+        body = self.backbone
+        embed = body.fused if isinstance(body, Conv4) and body.fusable else body
         return self._losses(episodes, self.cell.fused_scan, embed)
 
     def first_divergence(self, episodes: Episode, *, one: bool) -> str | None:
@@ -242,10 +245,6 @@ class Reader(Learner):
         support, query = episodes
         z = (embed or self.backbone)(tree_map(lambda *xs: torch.cat(xs, 1), support.x, query.x))
         return self._loss(z.transpose(0, 1), support.y.transpose(0, 1), query.y.transpose(0, 1), scan)
-
-    @property
-    def _kernels_embed(self) -> bool:
-        return isinstance(self.backbone, Conv4) and self.backbone.fusable
 
     @property
     def _in_order(self) -> bool:
