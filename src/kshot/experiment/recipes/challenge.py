@@ -138,7 +138,8 @@ RECIPES = (
     _challenge("rotations", within_group=0.0, turns_apart=False, augment="none"),
     _challenge("within", turns_apart=False, augment="none"),
     _challenge("apart", augment="none"),
-    # The final settings with less: what resolution and width give.
+    # The final settings with less: what tasks within alphabets, resolution and width give.
+    _challenge("mixed", within_group=0.0, turns_apart=False),
     _challenge("20px", image_size=20),
     _challenge("narrow", n_filters=32),
     # Beyond them, at more than twice their cost.
