@@ -60,7 +60,11 @@ def test_the_ladder_changes_one_thing_at_a_time():
     ladder = [steps[name].data_options for name in ("plain", "rotations", "within", "apart")] + [final]
     for before, after in itertools.pairwise(ladder):
         assert len([k for k in final if before[k] != after[k]]) == 1
-    assert steps["wide"] == dataclasses.replace(steps["small1"], network=BackboneConfig(n_filters=128))
+    for name, n_filters in (("wide", 96), ("narrow", 32)):
+        assert steps[name] == dataclasses.replace(steps["small1"], network=BackboneConfig(n_filters=n_filters))
+    for name, image_size in (("42px", 42), ("20px", 20)):
+        assert steps[name].data_options == {**final, "image_size": image_size}
+    assert steps["mixed"].data_options == {**final, "within_group": 0.0, "turns_apart": False}
     assert all(c.data_options["trainval"] and not c.train.validate_every for c in steps.values())
 
 
