@@ -36,7 +36,7 @@ KSHOT_INLINE void multiply_rows(const T* left, long row_stride, long depth_strid
         for (int row = 0; row < ROWS; ++row) {
             const T factor = left[row * row_stride + k * depth_stride];
             for (int v = 0; v < vectors; ++v) {
-                sums[row][v] += factor * line[v];
+                sums[row][v] = multiply_add<T>(factor, line[v], sums[row][v]);
             }
         }
     }

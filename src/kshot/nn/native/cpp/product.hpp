@@ -34,7 +34,7 @@ KSHOT_INLINE void product_tile(const T* left, int left_stride, int depth, const 
         for (int row = 0; row < ROWS; ++row) {
             const T factor = left[long(row) * left_stride + k];
             for (int v = 0; v < VECTORS; ++v) {
-                sums[row][v] += factor * line[v];
+                sums[row][v] = multiply_add<T>(factor, line[v], sums[row][v]);
             }
         }
     }
