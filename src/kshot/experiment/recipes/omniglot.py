@@ -170,7 +170,8 @@ def _untrained(name: str, asked: tuple[Row, ...], protocol: str) -> Recipe:
 
 RECIPES = (
     _BASELINE,
-    _metric("baselinepp", _CLASSIFIER, 7_000),
+    # In validation the authors' factor of 10 came to 76.3 %: their layer learns a length for each class beside it.
+    _metric("baselinepp", _CLASSIFIER, 7_000, scale=30.0),
     _frozen("heads-omniglot", _HEADS, 1000, _ON_BASELINE),
     _frozen("finetune-omniglot", _WHOLE, 100, f"{_ON_BASELINE} But here all of it is trained on within each task."),
     _metric("matching", (20, 1, 5, 1), 10_000, (0.981, 0.989, 0.938, 0.985), _SNAIL),
