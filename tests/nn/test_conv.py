@@ -3,10 +3,10 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from kshot.core import UserError
-from kshot.nn.conv import Conv4
+from kshot.nn.conv import Conv4, by_kernels, known_to_kernels
 from kshot.nn.norm import NORMALISATIONS
 
 
@@ -64,3 +64,12 @@ def test_what_cannot_be_built_is_refused() -> None:
         Conv4(downsample="mean")
     with pytest.raises(UserError, match="side of at least 16 pixels, got 15"):
         Conv4(image_size=15)
+
+
+def test_kernels_are_for_a_conv4_alone():
+    assert not by_kernels(nn.Flatten())
+    with pytest.raises(TypeError, match="expected a Conv4, got a Flatten"):
+        known_to_kernels(nn.Flatten())
+    body = Conv4(downsample="stride")
+    assert not by_kernels(body)
+    assert known_to_kernels(body) is body

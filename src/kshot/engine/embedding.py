@@ -20,7 +20,7 @@ from kshot.core.episode import Episode, Split
 from kshot.core.learner import Learner, Spec, task_loss
 from kshot.core.tree import Tree, tree_map
 from kshot.engine.inner import Named, Weights, call, weights_of
-from kshot.nn.conv import Conv4
+from kshot.nn.conv import by_kernels, known_to_kernels
 from kshot.nn.norm import collecting, uses_support_statistics
 
 Embed = Callable[[Tree], Tensor]
@@ -115,7 +115,7 @@ class EmbeddingLearner(Learner):
     @property
     def fused(self) -> bool:
         """True if a compiled kernel embeds by the very backbone, while training."""
-        return self.training and isinstance(self.backbone, Conv4) and self.backbone.fusable
+        return self.training and by_kernels(self.backbone)
 
     def adapt(self, support: Split) -> TaskHead:
         """Embed the support and fit the head.
@@ -180,13 +180,8 @@ class EmbeddingLearner(Learner):
 
         Returns:
             (T,) losses.
-
-        Raises:
-            TypeError: the kernels do not know the backbone; ``fused`` tells.
         """
-        if not isinstance(self.backbone, Conv4):
-            raise TypeError(f"expected a Conv4 backbone, got {type(self.backbone).__name__}; see `fused`")
-        return self._losses(episodes, self.backbone.fused)
+        return self._losses(episodes, known_to_kernels(self.backbone).fused)
 
     def _losses(self, episodes: Episode, embed: Embed) -> Tensor:
         support, query = episodes

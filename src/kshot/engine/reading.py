@@ -20,7 +20,7 @@ from kshot.core.functional import functional_call
 from kshot.engine.divergence import Watch
 from kshot.engine.embedding import Embed, embed_queries, embed_support
 from kshot.engine.inner import Named, recompute_is_on, run_twice
-from kshot.nn.conv import Conv4
+from kshot.nn.conv import by_kernels
 from kshot.nn.memory.cell import Cell
 from kshot.nn.memory.labelled import offset, shown, shuffled
 from kshot.nn.norm import uses_support_statistics
@@ -124,7 +124,7 @@ class Reader(Learner):
         """True if compiled kernels run the cell, or embed by the very backbone, while training."""
         if not (self.native and self.training):
             return False
-        return self.cell.can_fuse() or (isinstance(self.backbone, Conv4) and self.backbone.fusable)
+        return self.cell.can_fuse() or by_kernels(self.backbone)
 
     def adapt(self, support: Split) -> Read:
         """Read the support.
@@ -223,7 +223,7 @@ class Reader(Learner):
             (T,) losses, differentiable once.
         """
         body = self.backbone
-        embed = body.fused if isinstance(body, Conv4) and body.fusable else body
+        embed = body.fused if by_kernels(body) else body
         return self._losses(episodes, self.cell.fused_scan, embed)
 
     def first_divergence(self, episodes: Episode, *, one: bool) -> str | None:

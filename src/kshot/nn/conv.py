@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from typing import TypeGuard
 
 import torch
 import torch.nn.functional as F
@@ -235,6 +236,35 @@ class Conv4(nn.Module):
         means = torch.stack([b.norm.running_mean - bias for b, bias in zip(own, biases, strict=True)])
         variances = torch.stack([b.norm.running_var for b in own])
         return native.embed(x, self.kernel_parameters(), means, variances, self.pools)
+
+
+def by_kernels(module: nn.Module) -> TypeGuard[Conv4]:
+    """Tell whether compiled kernels can compute a network.
+
+    Args:
+        module: any network.
+
+    Returns:
+        True for a Conv4 that they know, which is ``fusable``.
+    """
+    return isinstance(module, Conv4) and module.fusable
+
+
+def known_to_kernels(module: nn.Module) -> Conv4:
+    """Take a network as the Conv4 that kernels compute.
+
+    Args:
+        module: a network of which ``by_kernels`` is true.
+
+    Returns:
+        The same.
+
+    Raises:
+        TypeError: it is something else.
+    """
+    if not isinstance(module, Conv4):
+        raise TypeError(f"expected a Conv4, got a {type(module).__name__}; see `fused`")
+    return module
 
 
 def _is_hooked(blocks: nn.Module) -> bool:

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 from kshot.core import Episode, Spec, Split, register, task_loss
 from kshot.engine.inner import Inner, InnerLoop, Weights, call, check_rate, unrolled, weights_of
-from kshot.nn.conv import Conv4
+from kshot.nn.conv import by_kernels, known_to_kernels
 from kshot.nn.norm import collecting
 
 
@@ -103,7 +103,7 @@ class ANIL(InnerLoop):
     def fused(self) -> bool:
         """True if compiled kernels embed by the very body, while training."""
         body, head = self.model.get_submodule("0"), self.model.get_submodule("1")
-        return self.training and isinstance(body, Conv4) and body.fusable and not any(True for _ in head.buffers())
+        return self.training and by_kernels(body) and not any(True for _ in head.buffers())
 
     def fused_losses(self, episodes: Episode) -> Tensor:
         """Embed the examples of all tasks by compiled kernels; the head alone has an inner loop.
@@ -113,13 +113,8 @@ class ANIL(InnerLoop):
 
         Returns:
             (T,) losses.
-
-        Raises:
-            TypeError: the kernels do not know the body; ``fused`` tells.
         """
-        body, head = self.model.get_submodule("0"), self.model.get_submodule("1")
-        if not isinstance(body, Conv4):
-            raise TypeError(f"expected a Conv4, got {type(body).__name__}; see `fused`")
+        body, head = known_to_kernels(self.model.get_submodule("0")), self.model.get_submodule("1")
         support, query = episodes
 
         def one(z: Tensor, zq: Tensor, y: Tensor, yq: Tensor) -> Tensor:

@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from kshot.core import Episode, Spec, Split, Tree, register
 from kshot.core.episode import select
 from kshot.engine.inner import FusedInnerLoop, Inner, Weights, call, check_rate, weights_of
-from kshot.nn.conv import Conv4
+from kshot.nn.conv import known_to_kernels
 from kshot.nn.heads import class_means
 from kshot.nn.norm import collecting
 
@@ -122,13 +122,8 @@ class ProtoMAML(FusedInnerLoop):
 
         Returns:
             (T,) losses.
-
-        Raises:
-            TypeError: the kernels do not know the model; ``fused`` tells.
         """
-        body, support = self.model, episodes.support
-        if not isinstance(body, Conv4):
-            raise TypeError(f"expected a Conv4, got {type(body).__name__}; see `fused`")
+        body, support = known_to_kernels(self.model), episodes.support
         named = dict(zip(body.kernel_names(), body.kernel_parameters(), strict=True))
         c = class_means(body.fused(support.x), support.y, support.ways())
         losses = [

@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from kshot.core import Episode, Learner, Split, Tree, UserError, register, task_loss, tree_map
 from kshot.engine.inner import Weights, call, weights_of
 from kshot.nn import native
-from kshot.nn.conv import Conv4
+from kshot.nn.conv import by_kernels, known_to_kernels
 from kshot.nn.heads import class_means, squared_distances
 from kshot.nn.norm import collecting, uses_support_statistics
 
@@ -84,7 +84,7 @@ class ProtoNet(Learner):
     @property
     def fused(self) -> bool:
         """True if compiled kernels know the backbone, while training."""
-        return self.training and isinstance(self.backbone, Conv4) and self.backbone.fusable
+        return self.training and by_kernels(self.backbone)
 
     def embed(self, x: Tree) -> Tensor:
         """Embed examples.
@@ -159,20 +159,15 @@ class ProtoNet(Learner):
 
         Returns:
             (T,) losses.
-
-        Raises:
-            TypeError: the kernels do not know the backbone; ``fused`` tells.
         """
-        support, query = episodes
-        if not isinstance(self.backbone, Conv4):
-            raise TypeError(f"expected a Conv4 backbone, got {type(self.backbone).__name__}; see ProtoNet.fused")
+        (support, query), backbone = episodes, known_to_kernels(self.backbone)
         if self.distance == "cosine":
-            return self._losses(episodes, self.backbone.fused)
+            return self._losses(episodes, backbone.fused)
         x = torch.cat([support.x, query.x], 1)
         losses, means, variances = native.protonet_losses(
-            x, support.y, query.y, support.ways(), self.backbone.kernel_parameters(), self.backbone.pools
+            x, support.y, query.y, support.ways(), backbone.kernel_parameters(), backbone.pools
         )
-        self.backbone.average_in(means, variances, x.shape[1])
+        backbone.average_in(means, variances, x.shape[1])
         return losses
 
     def _losses(self, episodes: Episode, embed: Callable[[Tree], Tensor]) -> Tensor:

@@ -18,7 +18,7 @@ from kshot.engine.inner.rules import rate_at
 from kshot.engine.inner.steps import Inner, matching
 from kshot.engine.inner.weights import weights_of
 from kshot.nn import native
-from kshot.nn.conv import Conv4
+from kshot.nn.conv import by_kernels
 from kshot.nn.norm import normalisation_of
 
 
@@ -47,7 +47,7 @@ class FusedInnerLoop(InnerLoop):
             True for a Conv4 that they know, while training.
         """
         whole = self.training and not self.truncated and normalisation_of(backbone) == "episode"
-        return whole and isinstance(backbone, Conv4) and backbone.fusable
+        return whole and by_kernels(backbone)
 
     def fused_losses(self, episodes: Episode) -> Tensor:
         """Outer losses by compiled kernels, whose gradient runs backward through the steps without a graph.

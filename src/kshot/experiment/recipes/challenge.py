@@ -142,7 +142,7 @@ RECIPES = (
     _challenge("mixed", within_group=0.0, turns_apart=False),
     _challenge("20px", image_size=20),
     _challenge("narrow", n_filters=32),
-    # Beyond them, at more than twice their cost.
+    # Beyond them.
     _challenge("42px", image_size=42),
     _challenge("wide", n_filters=96),
     _GLYPHS,
