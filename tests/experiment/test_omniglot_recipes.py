@@ -56,15 +56,14 @@ def test_rows_of_one_setting_see_the_same_tasks():
 
 def test_the_ladder_changes_one_thing_at_a_time():
     steps = {r.name.rpartition("-")[2]: r.config for r in CHALLENGE if r.name.startswith("challenge-small1")}
-    final = steps["small1"].data_options
-    ladder = [steps[name].data_options for name in ("plain", "rotations", "within", "apart")] + [final]
+    ladder = [steps[name].data_options for name in ("plain", "rotations", "within", "apart", "28px", "small1")]
     for before, after in itertools.pairwise(ladder):
-        assert len([k for k in final if before[k] != after[k]]) == 1
+        assert len([k for k in after if before[k] != after[k]]) == 1
     for name, n_filters in (("wide", 96), ("narrow", 32)):
-        assert steps[name] == dataclasses.replace(steps["small1"], network=BackboneConfig(n_filters=n_filters))
-    for name, image_size in (("42px", 42), ("20px", 20)):
-        assert steps[name].data_options == {**final, "image_size": image_size}
-    assert steps["mixed"].data_options == {**final, "within_group": 0.0, "turns_apart": False}
+        assert steps[name] == dataclasses.replace(steps["28px"], network=BackboneConfig(n_filters=n_filters))
+    distorted = steps["28px"].data_options
+    assert steps["20px"].data_options == {**distorted, "image_size": 20}
+    assert steps["mixed"].data_options == {**distorted, "within_group": 0.0, "turns_apart": False}
     assert all(c.data_options["trainval"] and not c.train.validate_every for c in steps.values())
 
 

@@ -33,6 +33,8 @@ _PROTOCOL = (
     "The 400 trials are 20 runs of 20; each test image stands alone with the 20 images of its run. The interval is one "
     "over the 20 runs. Accuracy: the error is what is missing to 100 %. Published is a plain ProtoNet."
 )
+#: Pixels a side that validation preferred to 28 where five alphabets are all there is: 85.1 against 81.7 %.
+_FINE = 42
 #: What the settings were chosen by: alphabets of the background set that neither minimal set 1 nor the challenge has.
 _VALIDATION = Row(
     "validation: 20-way 1-shot within alphabets",
@@ -62,12 +64,12 @@ def trained_on(config: RunConfig) -> str:
     return _SETS.get(config.data_options.get("scheme", ""), f"{config.data}, no handwriting")
 
 
-def _rows(scheme: str, image_size: int, final: bool) -> tuple[Row, ...]:
+def _rows(scheme: str, image_size: int, final: bool, all_looks: bool) -> tuple[Row, ...]:
     published, least = _KNOWN[scheme]
     test = {"data": "omniglot_challenge", "n_episodes": 400, "data_options": {"image_size": image_size}}
     told = {"published": published, "source": _LAKE} if final else {"published": None, "source": ""}
     rows = [Row("challenge", least=least if final else None, test=test, **told)]
-    if final:
+    if all_looks:
         rows += [
             Row("challenge, 9 views of each image", None, None, "", {**test, "views": 9}),
             Row("challenge, the seeds together", None, None, "", {**test, "together": True}),
@@ -82,7 +84,7 @@ def _challenge(
     *,
     image_size: int = 28,
     n_filters: int = 64,
-    steps: int = 14_000,
+    all_looks: bool = False,
     **data_options: Any,
 ) -> Recipe:
     usual = {"rotations": True, "within_group": 0.5, "turns_apart": True, "augment": "affine"}
@@ -92,11 +94,11 @@ def _challenge(
         task=TaskConfig(n_way=20, n_shot=1, n_query=5, n_tasks=1),
         evaluation=EvalConfig(eval_episodes=0),
         network=BackboneConfig(n_filters=n_filters),
-        train=TrainConfig(steps=steps, schedule="cosine", validate_every=0, checkpoint_every=500),
+        train=TrainConfig(steps=14_000, schedule="cosine", validate_every=0, checkpoint_every=500),
         data_options={"scheme": scheme, "trainval": True, "image_size": image_size, **usual, **data_options},
     )
     name = f"challenge-{'full' if scheme == 'lake' else scheme}" + (f"-{step}" if step else "")
-    rows = _rows(scheme, image_size, final=not step)
+    rows = _rows(scheme, image_size, final=not step, all_looks=all_looks or not step)
     return Recipe(name, _PAPER, config, rows, _PROTOCOL.format(alphabets=_SETS[scheme]))
 
 
@@ -130,20 +132,21 @@ _GLYPHS = Recipe(
 
 RECIPES = (
     _challenge(scheme="lake"),
-    _challenge(scheme="small1"),
+    _challenge(scheme="small1", image_size=_FINE),
     # None of its alphabets has 20 characters, so a task of one alphabet needs them in several turns.
-    _challenge(scheme="small2", turns_apart=False),
+    _challenge(scheme="small2", turns_apart=False, image_size=_FINE),
     # The ladder: what each part gives on minimal set 1. The first has none of them, each further one adds a part.
     _challenge("plain", rotations=False, within_group=0.0, turns_apart=False, augment="none"),
     _challenge("rotations", within_group=0.0, turns_apart=False, augment="none"),
     _challenge("within", turns_apart=False, augment="none"),
     _challenge("apart", augment="none"),
-    # The final settings with less: what tasks within alphabets, resolution and width give.
+    # Distortions beside all of these; with 42 x 42 pixels it is the final one.
+    _challenge("28px", all_looks=True),
+    _challenge("28px", scheme="small2", turns_apart=False, all_looks=True),
+    # The same with less or more: what tasks within alphabets, resolution and width give.
     _challenge("mixed", within_group=0.0, turns_apart=False),
     _challenge("20px", image_size=20),
     _challenge("narrow", n_filters=32),
-    # Beyond them.
-    _challenge("42px", image_size=42),
     _challenge("wide", n_filters=96),
     _GLYPHS,
 )
