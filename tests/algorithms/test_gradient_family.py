@@ -7,11 +7,13 @@ import copy
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from kshot.algorithms import ANIL, BOIL, CAVIA, IMAML, MAML, MetaCurvature, MetaSGD, ProtoMAML, ProtoNet, Reptile
 from kshot.core import Episode, Learner, Spec, Split, UserError, methods
 from kshot.nn.conv import Conv4
 from kshot.nn.mlp import MLP
+from kshot.nn.norm import Norm
 from kshot.testing import synthetic_episode
 
 ALPHA, START, STEPS = 0.05, 1.7, 3
@@ -61,6 +63,22 @@ def test_anil_and_boil_move_one_factor_of_a_product() -> None:
     got = outer_gradients(BOIL(line(v), line(u), inner_lr=ALPHA), episode)
     close(got[1], by_u)
     close(got[0], by_v)
+
+
+def test_anil_normalises_its_head_by_the_support_as_maml_does_a_frozen_body() -> None:
+    """Statistics of the support, taken anew after the last step: the queries are answered as by hand."""
+    body, head = nn.Identity(), nn.Sequential(nn.Linear(2, 3), Norm(3, "support"), nn.Linear(3, 3))
+    learner = ANIL(body, head, inner_lr=0.3, n_inner_steps=2).eval()
+    support, query = synthetic_episode(Spec("classification", (2,), 3), n_shot=4)
+    support, query = (part._replace(x=part.x.float()) for part in (support, query))
+    state = learner.adapt(support)
+    with torch.no_grad():
+        hidden = functional_call(
+            head[0], {k[4:]: t for k, t in state.params.items() if k.startswith("1.0.")}, support.x
+        )
+    torch.testing.assert_close(state.buffers["1.1.running_mean"], hidden.mean(0))
+    together = learner.predict(state, query.x)
+    torch.testing.assert_close(torch.cat([learner.predict(state, x[None]) for x in query.x]), together)
 
 
 def test_meta_sgd_knows_the_slope_of_its_rate() -> None:
@@ -204,8 +222,10 @@ def test_settings_of_the_papers_build_and_make_a_sensible_number_of_steps(name: 
     [
         ({"n_inner_steps": 0}, "n_inner_steps >= 1, got 0"),
         ({"n_inner_steps_eval": -1}, "and -1 to evaluate"),
-        ({"inner_lr": 0.0}, "inner_lr > 0, got 0.0"),
-        ({"inner_lr": float("nan")}, "inner_lr > 0, got nan"),
+        ({"n_inner_steps": 2.5}, "whole numbers, n_inner_steps >= 1, got 2.5"),
+        ({"inner_lr": 0.0}, "inner_lr > 0, and finite, got 0.0"),
+        ({"inner_lr": float("nan")}, "inner_lr > 0, and finite, got nan"),
+        ({"inner_lr": float("inf")}, "inner_lr > 0, and finite, got inf"),
     ],
 )
 def test_steps_and_rates_that_make_no_sense(name: str, options: dict[str, float], message: str) -> None:

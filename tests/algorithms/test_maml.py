@@ -115,8 +115,8 @@ def test_running_statistics_follow_the_queries_of_the_adapted_network() -> None:
     [
         ({"n_inner_steps": 0}, "n_inner_steps >= 1, got 0"),
         ({"n_inner_steps_eval": -1}, "got 1 .and -1 to evaluate"),
-        ({"inner_lr": 0.0}, "inner_lr > 0, got 0.0"),
-        ({"inner_lr": float("nan")}, "inner_lr > 0, got nan"),
+        ({"inner_lr": 0.0}, "inner_lr > 0, and finite, got 0.0"),
+        ({"inner_lr": float("nan")}, "inner_lr > 0, and finite, got nan"),
     ],
 )
 def test_settings_that_make_no_sense(options: dict[str, float], message: str) -> None:

@@ -119,6 +119,17 @@ def test_foreign_batch_norm_runs_in_a_loop() -> None:
     assert int(learner.get_buffer("model.1.num_batches_tracked")) == 0
 
 
+def test_foreign_batch_norm_is_refused_by_vmap() -> None:
+    with pytest.raises(UserError, match=r"batch norm writes running statistics in place; .* batching loop or auto"):
+        OuterStep(foreign(), Batching("vmap"))(EPISODES)
+
+
+@pytest.mark.parametrize("kind", ["loop", "vmap", "native"])
+def test_a_batch_without_tasks(kind: str) -> None:
+    with pytest.raises(UserError, match="at least one task"):
+        OuterStep(protonet(), Batching(kind))(select(EPISODES, slice(0, 0)))
+
+
 def unequal() -> list[Episode]:
     shots = ([1, 2, 3], [2, 2, 2], [3, 1, 1])
     return [synthetic_episode(SPEC, n_shot=s, n_query=q, seed=q) for q, s in enumerate(shots, 1)]

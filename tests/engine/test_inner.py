@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from kshot.engine.inner import Weights, call, replace_buffers, sgd_steps, weights_of, writes_in_place
+from kshot.core import Split
+from kshot.engine.inner import Inner, Weights, call, replace_buffers, unrolled, weights_of, writes_in_place
 from kshot.nn.norm import Norm
 
 A = torch.tensor([[3.0, 1.0], [1.0, 2.0]], dtype=torch.float64)
@@ -20,7 +21,8 @@ def quadratic(weights: Weights) -> tuple[Tensor, Weights]:
 
 
 def steps(n: int, start: Tensor = START, **options: bool) -> list[Weights]:
-    return list(sgd_steps(quadratic, Weights({"x": start}, {"calls": torch.tensor(0)}), lr=LR, n_steps=n, **options))
+    began, nothing = Weights({"x": start}, {"calls": torch.tensor(0)}), Split(torch.empty(0), torch.empty(0))
+    return list(unrolled(lambda w, _, i: quadratic(w), began, nothing, Inner(LR, n, **options), every=True))
 
 
 def test_steps_on_a_quadratic_have_a_closed_form() -> None:

@@ -492,3 +492,27 @@ def test_metrics_are_logged(toy: Any, tmp_path: Path) -> None:
     rows = [line.split(",") for line in log.path.read_text().splitlines()[1:]]
     assert [(row[0], row[4]) for row in rows] == [("3", ""), ("4", "0.5"), ("6", ""), ("7", "0.25")]
     assert all(a < b for a, b in pairwise(float(row[5]) for row in rows))
+
+
+# What a measurement, or a break, must not change.
+
+
+def test_measuring_draws_no_numbers_of_the_training(toy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def choose(learner: Learner, batch: Episode, **options: Any) -> Choice:
+        torch.rand(7)
+        return Choice(Batching("loop"), {}, remembered=False)
+
+    monkeypatch.setattr(room, "choose_once", choose)
+    reference, learner = toy.restless(), toy.restless()
+    toy.trainer(reference).fit()
+    toy.trainer(learner, batching="auto").fit()
+    assert equal(learner, reference)
+
+
+def test_an_interrupted_training_without_a_folder_goes_on(toy: Any) -> None:
+    reference, learner = toy.restless(), toy.restless()
+    toy.trainer(reference).fit()
+    run = toy.trainer(learner, on_event=interrupting(4))
+    assert (run.fit().stopped, run.progress.step) == ("interrupted", 5)
+    assert (run.fit().stopped, run.progress.step) == ("done", 12)
+    assert equal(learner, reference)

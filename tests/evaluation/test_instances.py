@@ -8,6 +8,7 @@ from kshot.algorithms import LSTM, ProtoNet
 from kshot.core import Split, UserError
 from kshot.evaluation import accuracy_by_instance
 from kshot.nn.flat import Flat
+from kshot.nn.norm import Norm
 
 
 class Recalls(ProtoNet):
@@ -55,3 +56,17 @@ def test_bad_input(source, slopes):
     found = accuracy_by_instance(Recalls(nn.Flatten()), source, n_episodes=2)
     with pytest.raises(UserError, match="expected an instance between 1 and"):
         found.scores(0)
+
+
+def test_statistics_of_the_support_are_of_what_came_before(source):
+    """In one pass they would be of the whole sequence: so each answer is an adaptation of its own."""
+
+    class Watched(LSTM):
+        def follow(self, split: Split) -> Tensor:
+            pytest.fail("the whole sequence was normalised at once")
+
+    flat = Flat(source.spec.input_shape)
+    body = nn.Sequential(flat, Norm(flat.n_features, "support"))
+    body.n_features = flat.n_features
+    found = accuracy_by_instance(Watched(body, source.spec, n_hidden=4).eval(), source, n_episodes=2)
+    assert found.per_episode.isfinite().all()

@@ -8,13 +8,13 @@ import torch
 
 from kshot.core import Spec, generator, methods
 from kshot.data.catalog import dataset
+from kshot.data.challenge import ChallengeTasks
 from kshot.engine.train import TrainConfig
 from kshot.evaluation.scores import Scores
 from kshot.evaluation.statistics import over_seeds
 from kshot.experiment.build import open_training, resolve
 from kshot.experiment.config import BackboneConfig, EvalConfig, RunConfig, TaskConfig, typed
 from kshot.experiment.recipes import Recipe, Row, recipes, reproduce
-from kshot.experiment.recipes import measure as measuring
 from kshot.experiment.recipes.challenge import RECIPES as CHALLENGE
 from kshot.experiment.recipes.omniglot import RECIPES, SETTINGS, rows
 
@@ -127,10 +127,12 @@ def test_the_seeds_answer_together_and_images_are_looked_at_again(base, tmp_path
 
 def test_the_interval_of_the_challenge_is_over_its_runs():
     right = (torch.arange(400) % 20 < torch.arange(20).repeat_interleave(20)).double()
-    scores = Scores("accuracy", {"accuracy": right}, None, 0, 1.0, "")
-    record = measuring._over_runs(dataclasses.make_dataclass("R", ["ci95", "extra"], frozen=True)(0.0, {}), scores)
-    assert record.ci95 == pytest.approx(over_seeds([i / 20 for i in range(20)]).ci95)
-    assert record.extra["per_run"][:3] == [0.0, 0.05, 0.1]
+    scores = Scores("accuracy", {"accuracy": right}, None, 0, 1.0, "", ChallengeTasks.run_length)
+    assert scores.estimate.ci95 == pytest.approx(over_seeds([i / 20 for i in range(20)]).ci95)
+    assert scores.runs is not None
+    assert scores.runs[:3].tolist() == [0.0, 0.05, 0.1]
+    few = dataclasses.replace(scores, per_episode={"accuracy": right[:390]})
+    assert few.runs is None, "a run that is cut short is no run"
 
 
 @pytest.mark.parametrize("scheme", ["full", "small1", "small2"])

@@ -51,3 +51,19 @@ def test_first_and_second_derivatives() -> None:
 
     assert torch.autograd.gradcheck(solution, half, rtol=1e-4)
     assert torch.autograd.gradgradcheck(solution, half, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(("n", "ways"), [(25, 5), (20, 20)])
+def test_derivatives_hold_in_float32_where_features_are_short(n: int, ways: int) -> None:
+    """The blocks hold numbers of very different sizes: what is added to their diagonals must follow each."""
+    g = torch.Generator().manual_seed(3)
+    x = torch.nn.functional.normalize(torch.randn(n, 32, generator=g, dtype=torch.float64), dim=-1)
+    y, weight = torch.arange(n) % ways, torch.randn(n, ways, generator=g, dtype=torch.float64)
+
+    def slope(dtype: torch.dtype) -> torch.Tensor:
+        z = x.to(dtype).requires_grad_()
+        p = solve_simplex_qp(z @ z.mT, torch.nn.functional.one_hot(y, ways).to(dtype), 0.1)
+        return torch.autograd.grad((p * weight.to(dtype)).sum(), z)[0].double()
+
+    exact = slope(torch.float64)
+    assert float((slope(torch.float32) - exact).norm() / exact.norm()) < 1e-3

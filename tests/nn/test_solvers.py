@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from kshot.nn.heads import class_means, squared_distances, unit
-from kshot.nn.solvers import conjugate_gradients, logistic, ridge, sinkhorn, softmax_regression
+from kshot.nn.solvers import cholesky, conjugate_gradients, logistic, ridge, sinkhorn, softmax_regression
 
 
 def drawn(*shape: int) -> torch.Tensor:
@@ -72,3 +72,10 @@ def test_distances_and_means_by_hand() -> None:
     torch.testing.assert_close(squared_distances(a, b), torch.cdist(a, b) ** 2)
     z = torch.tensor([[1.0, 0.0], [5.0, 5.0], [3.0, 2.0]])
     assert class_means(z, torch.tensor([1, 0, 1]), 2).tolist() == [[5, 5], [2, 1]]
+
+
+def test_a_factor_that_failed_is_no_answer() -> None:
+    spoiled = torch.tensor([[1.0, 2.0], [2.0, 1.0]])
+    assert cholesky(spoiled).isnan().all()
+    good = cholesky(torch.stack([spoiled, 4 * torch.eye(2)]))[1]
+    torch.testing.assert_close(good, 2 * torch.eye(2))

@@ -48,3 +48,14 @@ def test_classes_are_averaged_apart_and_stand_side_by_side() -> None:
         loss = learner.outer_loss(episode)
     torch.testing.assert_close(got, logits[len(zs) :], rtol=1e-9, atol=1e-11)
     torch.testing.assert_close(loss, F.cross_entropy(logits, torch.cat([support.y, query.y])), rtol=1e-9, atol=1e-11)
+
+
+def test_a_class_that_was_not_seen_leaves_the_others_their_answers() -> None:
+    spec = Spec("classification", (1, 8, 8), 3)
+    learner = CNP(tiny_backbone(spec), spec, n_hidden=5).double().eval()
+    support, query = synthetic_episode(spec, n_shot=2)
+    seen = support.y > 0
+    with torch.no_grad():
+        state = learner.adapt(support._replace(x=support.x[seen], y=support.y[seen]))
+        assert learner.predict(state, query.x).isfinite().all()
+    assert state.head[:5].tolist() == [0.0] * 5

@@ -120,3 +120,15 @@ def test_an_empty_memory_is_taken_from_its_first_row_on() -> None:
     taken = allocation(torch.tensor([1.0, 1.0, 0.0, 1.0], dtype=torch.float64))
     torch.testing.assert_close(taken, torch.tensor([0, 0, 1.0, 0], dtype=torch.float64), rtol=0, atol=1e-5)
     assert float(allocation(torch.ones(4, dtype=torch.float64)).sum()) < 1e-5
+
+
+def test_the_gradient_of_allocation_holds_in_float32() -> None:
+    """Rows of hardly any use are where it is steep: 1 / u for each row that stands after them."""
+    usage = torch.cat([torch.zeros(24), torch.linspace(0.1, 0.9, 8)])
+    weight = torch.linspace(-1, 1, 32)
+
+    def slope(dtype: torch.dtype) -> torch.Tensor:
+        u = usage.to(dtype).requires_grad_()
+        return torch.autograd.grad((allocation(u) * weight.to(dtype)).sum(), u)[0].double()
+
+    torch.testing.assert_close(slope(torch.float32), slope(torch.float64), rtol=1e-5, atol=1e-5)

@@ -131,7 +131,7 @@ class ChallengeTasks(TaskSource):
         name: the data set's name.
     """
 
-    n_fixed = N_RUNS * N_WAY
+    n_fixed, run_length = N_RUNS * N_WAY, N_WAY
     #: What values of ``images`` are divided by.
     whole = 255
 

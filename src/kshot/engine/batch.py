@@ -22,7 +22,7 @@ from kshot.core import Episode, Learner, Split, Tree, UserError, tree_map
 from kshot.core.episode import n_tasks, select, unbind
 from kshot.core.functional import functional_call
 from kshot.core.tree import leaves
-from kshot.engine.inner import Named, Random, first_divergence, mean_of_tasks, recomputing, weights_of
+from kshot.engine.inner import Named, Random, first_divergence, mean_of_tasks, recomputing, weights_of, writes_in_place
 from kshot.engine.processes import Workers, default_number
 from kshot.engine.reading import Reader
 
@@ -210,7 +210,13 @@ class OuterStep:
             return [single for e in episodes for single in self._singles(e)]
         if self.batching.kind == "loop":
             return list(unbind(episodes))
-        total, chunk = n_tasks(episodes), self.batching.chunk or n_tasks(episodes)
+        if self.batching.kind == "vmap" and writes_in_place(self.learner):
+            raise UserError(
+                "expected a network that vmap can map, got one whose batch norm writes running statistics in place; "
+                "take kshot.nn.norm.Norm for it, or batching loop or auto"
+            )
+        total = n_tasks(episodes)
+        chunk = self.batching.chunk or max(total, 1)
         return [select(episodes, slice(i, i + chunk)) for i in range(0, total, chunk)]
 
     def _singles(self, episode: Episode) -> list[Episode]:

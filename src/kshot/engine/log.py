@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
@@ -94,7 +95,8 @@ class TensorBoardLog:
             raise UserError(
                 "expected the package tensorboard; install it with: pip install 'kshot[tensorboard]'"
             ) from error
-        self._writer = SummaryWriter(str(folder))
+        self._open: Callable[[int | None], SummaryWriter] = lambda after: SummaryWriter(str(folder), purge_step=after)
+        self._writer = self._open(None)
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """Write the numbers of a step as scalars.
@@ -108,8 +110,10 @@ class TensorBoardLog:
         self._writer.flush()
 
     def rewind(self, step: int) -> None:
-        """Do nothing: TensorBoard itself drops events that a later run of the same step overwrites.
+        """Have TensorBoard drop what was written after a step.
 
         Args:
-            step: unused.
+            step: outer steps done at the checkpoint.
         """
+        self._writer.close()
+        self._writer = self._open(step + 1)

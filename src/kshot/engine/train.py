@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 import torch
 from lightning_fabric import Fabric
+from torch import Tensor
 
 from kshot.core import DivergedError, Episode, Learner, Tree, UserError, generator
 from kshot.engine.batch import Batching, OuterGradient, OuterStep, combine
@@ -22,7 +23,7 @@ from kshot.engine.checkpoint import Checkpoints, save_tree
 from kshot.engine.choices import choose_once
 from kshot.engine.config import TrainConfig
 from kshot.engine.distributed import average, make_fabric, synchronise
-from kshot.engine.inner import replace_buffers
+from kshot.engine.inner import Random, replace_buffers
 from kshot.engine.log import Log
 from kshot.engine.outer import clip, make_optimiser, rate_factor, rate_groups
 from kshot.engine.processes import end_idle
@@ -122,6 +123,8 @@ class Trainer:
         self.progress = Progress()
         self.outer_step: OuterStep | None = None
         self._how = ""
+        #: Of the global generators, where training was interrupted.
+        self._random: list[Tensor] = []
 
     def fit(self, resume: bool = False) -> Progress:
         """Train until the last step, an early stop, or a request to stop (Ctrl-C, SIGTERM).
@@ -150,6 +153,9 @@ class Trainer:
             self.learner.train()
             if resume:
                 self._restore()
+            elif self.progress.stopped == "interrupted":
+                self.progress.stopped = ""
+                self._draw_from(self._random)
             self._prepare()
             clock = time.perf_counter() - self.progress.seconds
             try:
@@ -158,6 +164,7 @@ class Trainer:
                     self.progress.seconds = time.perf_counter() - clock
                     self._after_step(stop.is_set())
             finally:
+                self._random = self._generators()
                 self._end_workers()
         self.learner.eval()
         return self.progress
@@ -197,7 +204,9 @@ class Trainer:
         batch = self._next()
         self.loader.load_state_dict(before)
         options: dict[str, Any] = {"n_steps": c.steps, "compiled": c.compile, "autocast": self.fabric.autocast}
-        choice = choose_once(self.learner, batch, anew=c.measure_anew, **options)
+        # A run that remembers the choice of another one draws the same dropout as one that measures.
+        with Random().again():
+            choice = choose_once(self.learner, batch, anew=c.measure_anew, **options)
         self._how = "measured before" if choice.remembered else "measured"
         if not choice.remembered and any(
             seconds == math.inf for way, seconds in choice.seconds.items() if "compiled" in way
@@ -302,7 +311,6 @@ class Trainer:
         self.on_event("checkpoint", self.progress.step, {"path": path})
 
     def _tree(self) -> Tree:
-        cuda = [torch.cuda.get_rng_state(self.fabric.device)] if self.fabric.device.type == "cuda" else []
         batching = self.outer_step.batching if self.outer_step else Batching()
         return {
             "progress": dict(vars(self.progress)),
@@ -310,9 +318,18 @@ class Trainer:
             "optimiser": self.optimiser.state_dict(),
             "optimiser_name": self.config.optimiser,
             "loader": self.loader.state_dict(),
-            "rng": [torch.get_rng_state(), *cuda],
+            "rng": self._generators(),
             "batching": dict(vars(batching)),
         }
+
+    def _generators(self) -> list[Tensor]:
+        cuda = [torch.cuda.get_rng_state(self.fabric.device)] if self.fabric.device.type == "cuda" else []
+        return [torch.get_rng_state(), *cuda]
+
+    def _draw_from(self, states: list[Tensor]) -> None:
+        torch.set_rng_state(states[0])
+        if self.fabric.device.type == "cuda" and len(states) > 1:
+            torch.cuda.set_rng_state(states[1], self.fabric.device)
 
     def _restore(self) -> None:
         if self.checkpoints is None:
@@ -332,9 +349,7 @@ class Trainer:
         self.progress.stopped = ""
         if self.progress.best is not None and self.config.patience and self.progress.bad >= self.config.patience:
             self.progress.stopped = "early"
-        torch.set_rng_state(tree["rng"][0])
-        if self.fabric.device.type == "cuda" and len(tree["rng"]) > 1:
-            torch.cuda.set_rng_state(tree["rng"][1], self.fabric.device)
+        self._draw_from(tree["rng"])
         self.outer_step = OuterStep(self.learner, Batching(**tree["batching"]), self.fabric.autocast)
         for log in self.logs:
             log.rewind(self.progress.step)

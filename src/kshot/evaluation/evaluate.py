@@ -84,6 +84,7 @@ def evaluate(
         seed=seed,
         seconds=scored.seconds,
         fingerprint=scored.fingerprint,
+        run_length=source.run_length,
     )
 
 

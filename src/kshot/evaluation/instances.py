@@ -22,6 +22,7 @@ from kshot.evaluation.draw import Draw
 from kshot.evaluation.evaluate import CHUNK, Progress, check_fits, evaluating
 from kshot.evaluation.scores import Curve, Scores
 from kshot.evaluation.statistics import mean_ci95
+from kshot.nn.norm import uses_support_statistics
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,8 +76,9 @@ def accuracy_by_instance(
 ) -> Instances:
     """Score a learner along mixed sequences of all examples of each episode.
 
-    A learner that offers ``follow(split)``, its answers to a sequence, reads each sequence once. Any other adapts anew
-    before every answer; what it has no examples of it cannot answer, and with no example at all it guesses.
+    A learner that offers ``follow(split)``, its answers to a sequence, reads each sequence once. Any other, and one
+    whose normalisation takes its statistics from the support, adapts anew before every answer; what it has no examples
+    of it cannot answer, and with no example at all it guesses.
 
     Args:
         learner: of classification.
@@ -121,7 +123,8 @@ def _mixed(episodes: Episode, order: torch.Generator) -> Split:
 def _right(learner: Learner, mixed: Split) -> Tensor:
     """Return how right each answer is, (T, L): 1 or 0, or between where nothing was known."""
     follow = getattr(learner, "follow", None)
-    if callable(follow):
+    # One pass would normalise by statistics of the whole sequence, of what is still to come too.
+    if callable(follow) and not uses_support_statistics(learner):
         of = cast("Callable[[Split], Tensor]", follow)
         answers = torch.func.vmap(lambda x, y: of(Split(x, y, mixed.n_way)))(mixed.x, mixed.y)
         return (answers.argmax(-1) == mixed.y).double().cpu()

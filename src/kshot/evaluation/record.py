@@ -242,13 +242,17 @@ def scores_of(record: Record) -> Scores | None:
     if values.shape != (record.n_episodes,) or (pooled is not None and (pooled.ndim != 2 or pooled.shape[0] != 3)):
         raise UserError(f"expected {record.n_episodes} scores in the record, got {tuple(values.shape)}; evaluate again")
     fingerprint = str(record.extra.get("episodes_sha256", ""))
-    return Scores(record.metric, {record.metric: values}, pooled, record.seed, record.seconds, fingerprint)
+    length = record.n_episodes // max(len(record.extra.get("per_run", ())) or record.n_episodes, 1)
+    return Scores(record.metric, {record.metric: values}, pooled, record.seed, record.seconds, fingerprint, length)
 
 
 def _episode_detail(scores: Scores) -> dict[str, Any]:
     detail: dict[str, Any] = {"episodes_sha256": scores.fingerprint}
     if scores.bins is not None:
         detail["calibration_bins"] = [[round(v, 6) for v in row] for row in scores.bins.tolist()]
+    if scores.runs is not None:
+        detail["interval"] = f"over {len(scores.runs)} runs"
+        detail["per_run"] = [round(v, 4) for v in scores.runs.tolist()]
     detail["per_episode"] = [float(f"{v:.9g}") for v in scores.per_episode[scores.metric].tolist()]
     return detail
 

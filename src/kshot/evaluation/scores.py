@@ -9,7 +9,7 @@ from torch import Tensor
 
 from kshot.core import Kind, UserError
 from kshot.evaluation.metrics import calibration_error
-from kshot.evaluation.statistics import Comparison, Estimate, mean_ci95, paired
+from kshot.evaluation.statistics import Comparison, Estimate, mean_ci95, over_seeds, paired
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,6 +23,7 @@ class Scores:
         seed: of the episodes.
         seconds: wall time of the evaluation, sampling included.
         fingerprint: hash of the episodes' plans; equal where and only where two evaluations saw identical episodes.
+        run_length: how many episodes in a row share their classes. Intervals are over such runs, by Student's t.
     """
 
     metric: str
@@ -31,6 +32,12 @@ class Scores:
     seed: int
     seconds: float
     fingerprint: str
+    run_length: int = 1
+
+    @property
+    def runs(self) -> Tensor | None:
+        """The main number of each run, (E / run_length,); None where episodes are independent, or no two runs whole."""
+        return self._runs(self.metric)
 
     @property
     def n_episodes(self) -> int:
@@ -39,7 +46,7 @@ class Scores:
 
     @property
     def estimate(self) -> Estimate:
-        """The main metric's mean with its 95% interval over episodes."""
+        """The main metric's mean with its 95% interval over episodes, or over runs."""
         return self.estimate_of(self.metric)
 
     @property
@@ -61,7 +68,13 @@ class Scores:
         """
         if name not in self.per_episode:
             raise UserError(f"unknown score {name!r}; this evaluation has {', '.join(self.per_episode)}")
-        return mean_ci95(self.per_episode[name])
+        runs = self._runs(name)
+        return mean_ci95(self.per_episode[name]) if runs is None else over_seeds(runs)
+
+    def _runs(self, name: str) -> Tensor | None:
+        n, length = self.n_episodes, self.run_length
+        whole = length > 1 and n % length == 0 and n > length
+        return self.per_episode[name].view(-1, length).mean(1) if whole else None
 
 
 class Curve(NamedTuple):

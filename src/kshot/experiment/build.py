@@ -48,7 +48,7 @@ def open_split(config: RunConfig, split: str, *, root: Path | None = None, **ove
         own = {"n_way": e.eval_n_way, "n_shot": e.eval_n_shot, "n_query": e.eval_n_query}
         shape |= {k: v for k, v in own.items() if v}
         # Ranges and within-alphabet shares shape the training; a test says its own tasks.
-        for name in ("n_way_range", "n_shot_range"):
+        for name in ("n_way_range", "n_shot_range", "within_group", "turns_apart"):
             options.pop(name, None)
     shape |= {k: v for k, v in overrides.items() if k in shape and v is not None}
     known = dataset(config.data).options
@@ -115,14 +115,17 @@ def memory_warning(learner: Learner, source: TaskSource) -> str:
     Returns:
         A sentence; "" where all fits, or there is no memory of rows.
     """
-    rows = learner.n_rows if isinstance(learner, Reader) else None
+    if not isinstance(learner, Reader) or learner.n_rows is None:
+        return ""
+    a_step, rows = learner.cell.rows_a_step, learner.n_rows
     steps = source.n_shot * (source.spec.n_outputs if source.spec.kind == "classification" else 1)
-    if rows is None or steps <= rows:
+    if steps * a_step <= rows:
         return ""
     what = "steps" if source.spec.kind == "sequence" else "examples"
+    several = f", {a_step} for each" * (a_step > 1)
     return (
-        f"up to {steps} {what} to be read, and {rows} rows of memory to keep them in: what is more than that is "
-        f"written over something else; train with n_slots={steps}, or expect it to forget"
+        f"up to {steps} {what} to be read, and {rows} rows of memory to keep them in{several}: what is more than that "
+        f"is written over something else; train with n_slots={steps * a_step}, or expect it to forget"
     )
 
 

@@ -174,7 +174,7 @@ def renamed(scores: Scores, source: TaskSource, n_episodes: int) -> Scores:
         The scores.
     """
     told = fingerprint(source, n_episodes, scores.seed)
-    return Scores(scores.metric, scores.per_episode, scores.bins, scores.seed, scores.seconds, told)
+    return dataclasses.replace(scores, fingerprint=told)
 
 
 def embedded(backbone: nn.Module, images: ImageSet) -> FeatureSet:

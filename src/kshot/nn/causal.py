@@ -54,7 +54,9 @@ class DenseBlock(nn.Module):
 
 
 class TCBlock(nn.Module):
-    """Dense blocks of dilations 2, 4, ..., until a step sees the whole sequence.
+    """Dense blocks of dilations 2, 4, ..., the last at least as far as the sequence is long.
+
+    As in the paper there is none of dilation 1, so that a step sees what stands an even number of steps before it.
 
     Args:
         n_inputs: C.

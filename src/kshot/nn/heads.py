@@ -70,3 +70,18 @@ def with_ones(z: Tensor) -> Tensor:
         (N, D + 1).
     """
     return torch.cat([z, torch.ones_like(z[:, :1])], -1)
+
+
+def nearest_by_class(distances: Tensor, y: Tensor, ways: int) -> Tensor:
+    """Take the smallest distance to each class.
+
+    Args:
+        distances: (Q, S).
+        y: int64 (S,).
+        ways: W.
+
+    Returns:
+        (Q, W); infinite for a class without an example.
+    """
+    other = y.unsqueeze(0) != torch.arange(ways, device=y.device).unsqueeze(1)  # (W, S)
+    return distances.unsqueeze(1).masked_fill(other, float("inf")).amin(-1)

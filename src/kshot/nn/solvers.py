@@ -21,16 +21,26 @@ def solve_positive(a: Tensor, b: Tensor) -> Tensor:
     Returns:
         (N, M). A few units of rounding are added to the diagonal, so that equal examples do no harm.
     """
-    factor = _factor(a)
+    factor = cholesky(a)
     half = torch.linalg.solve_triangular(factor, b, upper=False)
     return torch.linalg.solve_triangular(factor.mT, half, upper=True)
 
 
-def _factor(a: Tensor) -> Tensor:
-    tiny = 8 * torch.finfo(a.dtype).eps
-    lift = tiny * a.diagonal(dim1=-2, dim2=-1).mean(-1) + torch.finfo(a.dtype).tiny
-    eye = torch.eye(a.shape[-1], dtype=a.dtype, device=a.device)
-    return torch.linalg.cholesky_ex(a + lift[..., None, None] * eye).L
+def cholesky(a: Tensor) -> Tensor:
+    """Factorise a symmetric positive definite matrix, which rounding may have made singular.
+
+    Args:
+        a: (..., N, N).
+
+    Returns:
+        L (..., N, N), lower triangular, with L L^T = a, to whose diagonal a few units of rounding were added, each in
+        its own size; NaN where even that is not positive.
+    """
+    info = torch.finfo(a.dtype)
+    own = a.diagonal(dim1=-2, dim2=-1)
+    found = torch.linalg.cholesky_ex(a + torch.diag_embed(info.eps * max(8, a.shape[-1]) * own + info.tiny))
+    # A factor that failed half way is finite, and wrong.
+    return torch.where(found.info[..., None, None] == 0, found.L, torch.nan)
 
 
 def ridge(x: Tensor, y: Tensor, penalty: Tensor) -> Tensor:
@@ -102,7 +112,7 @@ def softmax_regression(
     basis, back = x, None
     if n < d:
         # The weights lie in the span of the examples: w = x^T L^-T v for x x^T = L L^T, and x w = L v, |w| = |v|.
-        basis = _factor(x @ x.mT)
+        basis = cholesky(x @ x.mT)
         back = torch.linalg.solve_triangular(basis, x, upper=False).mT
     rows = torch.cat([basis, torch.ones_like(basis[:, :1])], 1)
     free = torch.ones_like(rows[0]).unsqueeze(-1) * penalty

@@ -28,6 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from kshot.core import Learner, Spec, Split, UserError, register
+from kshot.nn.heads import nearest_by_class
 
 
 class Drawings(NamedTuple):
@@ -124,8 +125,7 @@ class Hausdorff(Learner):
         few, many = (many, few) if swap else (few, many)
         each = torch.stack([modified_hausdorff(many, Drawings(*one), far) for one in zip(*few, strict=True)])
         each = each.mT if swap else each
-        other = state.y.unsqueeze(0) != torch.arange(state.ways, device=x.device).unsqueeze(1)
-        return -each.unsqueeze(1).masked_fill(other, float("inf")).amin(-1)
+        return -nearest_by_class(each, state.y, state.ways)
 
     def points(self, x: Tensor) -> Drawings:
         """Find the points of ink of drawings.

@@ -22,11 +22,10 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from kshot.core import Learner, Spec, Split, register
-from kshot.nn.heads import squared_distances
+from kshot.nn.heads import nearest_by_class, squared_distances
 
 
 class Examples(NamedTuple):
@@ -89,18 +88,3 @@ class Nearest(Learner):
             Logits (Q, W).
         """
         return -nearest_by_class(squared_distances(x.flatten(1), state.x), state.y, state.ways)
-
-
-def nearest_by_class(distances: Tensor, y: Tensor, ways: int) -> Tensor:
-    """Take the smallest distance to each class.
-
-    Args:
-        distances: (Q, S).
-        y: int64 (S,).
-        ways: W.
-
-    Returns:
-        (Q, W); infinite for a class without an example.
-    """
-    other = y.unsqueeze(0) != torch.arange(ways, device=y.device).unsqueeze(1)  # (W, S)
-    return distances.unsqueeze(1).masked_fill(other, float("inf")).amin(-1)

@@ -48,7 +48,7 @@ class BOIL(FusedInnerLoop):
         truncate: inner steps, the last ones, that the outer gradient runs through; 0 for all.
 
     Raises:
-        UserError: a step count or rate that makes no sense, or a body without parameters.
+        UserError: a step count or rate that makes no sense.
     """
 
     def __init__(

@@ -18,8 +18,8 @@ delta'                  ``n_cg_steps`` of conjugate gradients (Algorithm 2)
 ======================  ==============================================
 
 Differs from the paper: fixed numbers of inner and of conjugate-gradient steps stand for the accuracies delta and
-delta'. The inner optimiser is gradient descent or Adam: any will do that ends near a minimum. ``damping`` is of the
-authors' code, not of the paper; 0 leaves it out.
+delta'. The inner optimiser is gradient descent or Adam: any will do that ends near a minimum. ``damping`` is not
+of the paper: the authors' code solves 2 I + H / (lambda + 10), this file I + H / (lambda + damping); 0 leaves it out.
 
 Checked by: tests/reference/test_gradient_family.py (dense Hessian and ``torch.linalg.solve``),
 tests/algorithms/test_gradient_family.py (closed form on a quadratic), tests/engine/test_implicit.py.
@@ -56,7 +56,7 @@ class IMAML(InnerLoop):
         n_inner_steps: gradient steps while training; 16 on Omniglot. Memory does not grow with them.
         n_inner_steps_eval: gradient steps when evaluating, 0 for as many as in training.
         n_cg_steps: conjugate-gradient steps of the outer gradient; 5 in the paper.
-        damping: added to lambda in the linear system; 10 in the authors' code.
+        damping: added to lambda in the linear system, as the authors' code adds 10.
         inner_optimiser: "sgd", or "adam", whose steps stay small where training makes the loss steep.
 
     Raises:
@@ -82,7 +82,7 @@ class IMAML(InnerLoop):
         if n_cg_steps < 1:
             raise UserError(f"expected n_cg_steps >= 1, got {n_cg_steps}; 5 is the paper's")
         if not damping >= 0:
-            raise UserError(f"expected damping >= 0, got {damping}; 0 for none, 10 is that of the authors' code")
+            raise UserError(f"expected damping >= 0, got {damping}; 0 for none, 10 is usual")
         if inner_optimiser not in OPTIMISERS:
             raise UserError(unknown("inner_optimiser", inner_optimiser, list(OPTIMISERS)))
         self.strength, self.inner_lr, self.n_cg_steps, self.damping = strength, inner_lr, n_cg_steps, damping
@@ -101,8 +101,8 @@ class IMAML(InnerLoop):
             spec: what the tasks look like.
 
         Returns:
-            A weak pull and steps of Adam for regression, which the paper leaves out; its own for classes. The damping
-            is that of the authors' code.
+            A weak pull and steps of Adam for regression, which the paper leaves out; its own for classes. A
+            damping as the authors' code has one.
         """
         options = {"n_inner_steps": 16, "n_cg_steps": 5, "damping": 10.0}
         own = {"strength": 0.5, "inner_lr": 0.01, "inner_optimiser": "adam"}

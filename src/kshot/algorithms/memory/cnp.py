@@ -108,7 +108,8 @@ class CNP(EmbeddingLearner):
         if not ways:
             return self.encoder(torch.cat([z, y], -1)).mean(0)
         member = shown(y, ways, z)  # (S, W)
-        return (member.mT @ self.encoder(z) / member.sum(0).unsqueeze(-1)).flatten()
+        # A class without an example has a mean of zeros, and the others are answered all the same.
+        return (member.mT @ self.encoder(z) / member.sum(0).clamp(min=1).unsqueeze(-1)).flatten()
 
     def apply_head(self, head: Tensor, z: Tensor) -> Tensor:
         """Answer embedded inputs (Eq. 3).

@@ -48,7 +48,8 @@ class SNAIL(EmbeddingLearner):
     Args:
         backbone: maps (N, ...) to embeddings (N, D).
         spec: what the tasks look like.
-        length: T, the longest sequence to be seen whole: 6 in 5-way 1-shot, 26 in 5-way 5-shot, 21 in 20-way 1-shot.
+        length: T, the longest sequence; convolutions reach as far back. 6 in 5-way 1-shot, 26 in 5-way 5-shot, 21 in
+            20-way 1-shot.
         tc_filters: D of the temporal convolutions; 128 in the paper.
         keys: sizes of the keys of the three attentions; 64, 256, 512 in the paper.
         values: sizes of their values; 32, 128, 256 in the paper.

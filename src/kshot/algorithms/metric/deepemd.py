@@ -20,7 +20,8 @@ Differs from the paper: the linear program is solved with an entropy of weight 1
 Sinkhorn steps, which are differentiated through; the paper solves it exactly, and differentiates its optimality
 conditions. The parts of a class of several shots are the means of its maps; the paper starts there and then fits them
 to the support. Weights sum to one, so that no division by the number of parts follows. Trained from the start on
-episodes; the paper first trains the backbone as a classifier. Only whole maps, no cropped patches.
+episodes; the paper first trains the backbone as a classifier. Only whole maps, no cropped patches. Parts are compared
+as they are; the authors' code first takes off each part's mean over channels.
 
 Checked by: tests/reference/test_deepemd.py (SciPy's linear program, plain loops).
 """

@@ -16,7 +16,9 @@ E[f*], cov(f*)          ``predict``, ``predictive``
 ======================  ==============================================
 
 Differs from the paper: in classification all classes share one set of kernel parameters, where the authors' code has
-one for each place of a class; so the names of the classes do not matter. The loss is divided by the number of examples.
+one for each place of a class; so the names of the classes do not matter. That code also
+normalises features by a batch norm before their cosines, and holds the noise at 0.1 in classification; here cosines are
+of the features as they are, and the noise is learned. The loss is divided by the number of examples.
 
 Checked by: tests/reference/test_solvers.py (densities of SciPy's multivariate normal; conditioning by block inverses).
 """
@@ -32,6 +34,7 @@ from torch import Tensor, nn
 from kshot.core import Spec, Tree, UserError, register
 from kshot.engine.embedding import EmbeddingLearner, Labelled, TaskHead, embed_queries
 from kshot.nn.heads import memberships, squared_distances, unit
+from kshot.nn.solvers import cholesky
 
 KERNELS = ("cosine", "linear", "rbf")
 
@@ -61,7 +64,7 @@ class DKT(EmbeddingLearner):
 
     Args:
         backbone: maps (N, ...) to embeddings (N, D).
-        kernel: "cosine" (the paper's best in classification), "linear" or "rbf" (in regression).
+        kernel: "cosine", "linear" or "rbf" (in regression).
 
     Raises:
         UserError: unknown kernel.
@@ -105,7 +108,8 @@ class DKT(EmbeddingLearner):
             return self.log_variance.exp() * (unit(a) @ unit(b).mT)
         if self.kernel == "linear":
             return self.log_variance.exp() * (a @ b.mT)
-        return (self.log_variance - squared_distances(a, b) / 2 * torch.exp(-2 * self.log_length)).exp()
+        apart = squared_distances(a, b).clamp(min=0)
+        return (self.log_variance - apart / 2 * torch.exp(-2 * self.log_length)).exp()
 
     def fit_head(self, support: Labelled) -> Conditioned:
         """Condition on the support.
@@ -170,6 +174,4 @@ class DKT(EmbeddingLearner):
 
     def _factor(self, z: Tensor) -> Tensor:
         eye = torch.eye(len(z), dtype=z.dtype, device=z.device)
-        # Noise that was learned away would leave equal examples singular.
-        noise = self.log_noise.exp() + 10 * torch.finfo(z.dtype).eps * self.log_variance.exp()
-        return torch.linalg.cholesky_ex(self.covariance(z, z) + noise * eye).L
+        return cholesky(self.covariance(z, z) + self.log_noise.exp() * eye)

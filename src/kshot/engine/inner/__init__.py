@@ -9,7 +9,7 @@ from kshot.engine.inner.fused import FusedInnerLoop
 from kshot.engine.inner.learner import InnerLoop, check_rate, first_divergence, one_by_one
 from kshot.engine.inner.recompute import Random, recompute_is_on, recomputing, run_twice, unroll
 from kshot.engine.inner.rules import Rates, Rule, adam, clipped, momentum, preconditioned, sgd
-from kshot.engine.inner.steps import Inner, InnerDivergence, gradient, matching, sgd_steps, unrolled, watching
+from kshot.engine.inner.steps import Inner, InnerDivergence, gradient, matching, unrolled, watching
 from kshot.engine.inner.weights import (
     Named,
     OtherPathWarning,
@@ -51,7 +51,6 @@ __all__ = [
     "replace_buffers",
     "run_twice",
     "sgd",
-    "sgd_steps",
     "twice_differentiable",
     "unroll",
     "unrolled",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Iterator
 from typing import Any
@@ -44,10 +45,10 @@ class InnerLoop(Learner):
 
     def __init__(self, model: nn.Module, n_inner_steps: int, n_inner_steps_eval: int, truncate: int = 0) -> None:
         super().__init__()
-        if n_inner_steps < 1 or n_inner_steps_eval < 0:
+        if n_inner_steps < 1 or n_inner_steps_eval < 0 or (n_inner_steps % 1, n_inner_steps_eval % 1) != (0, 0):
             raise UserError(
-                f"expected n_inner_steps >= 1, got {n_inner_steps} (and {n_inner_steps_eval} to evaluate); "
-                "a learner that takes no step learns nothing of its task"
+                f"expected whole numbers, n_inner_steps >= 1, got {n_inner_steps} (and {n_inner_steps_eval} to "
+                "evaluate); a learner that takes no step learns nothing of its task"
             )
         if truncate < 0:
             raise UserError(f"expected truncate >= 0 inner steps, got {truncate}; 0 runs back through all of them")
@@ -257,10 +258,10 @@ def check_rate(name: str, rate: float) -> None:
         rate: its value.
 
     Raises:
-        UserError: it is not positive.
+        UserError: it is not positive, or infinite.
     """
-    if not rate > 0:
-        raise UserError(f"expected {name} > 0, got {rate}; 0.01 to 0.5 is usual")
+    if not 0 < rate < math.inf:
+        raise UserError(f"expected {name} > 0, and finite, got {rate}; 0.01 to 0.5 is usual")
 
 
 def first_divergence(learner: Learner, episode: Episode) -> str | None:

@@ -162,46 +162,6 @@ def matching(params: Named, patterns: Sequence[str]) -> list[str]:
     return [name for name in params if any(fnmatchcase(name, pattern) for pattern in patterns)]
 
 
-def sgd_steps(
-    loss: Callable[[Weights], tuple[Tensor, Weights]],
-    start: Weights,
-    *,
-    lr: float,
-    n_steps: int,
-    first_order: bool = False,
-) -> Iterator[Weights]:
-    """Yield the weights after 0, 1, ..., n_steps steps of gradient descent: theta <- theta - lr * grad L(theta).
-
-    The shortest way to write an inner loop; ``unrolled`` knows more.
-
-    Args:
-        loss: the support loss (scalar) of some weights, and the weights with the buffers as the forward pass left them.
-        start: where to begin.
-        lr: inner learning rate (alpha in MAML).
-        n_steps: number of steps.
-        first_order: treat the gradients as constants, so that no second derivative is taken.
-
-    Yields:
-        n_steps + 1 weights. Memory grows with n_steps if an outer gradient is taken, else it is constant.
-    """
-
-    def step(weights: Weights, i: int) -> Weights:
-        def of_params(params: Named) -> tuple[Tensor, Named]:
-            value, after = loss(Weights(params, weights.buffers))
-            return value, after.buffers
-
-        grads, buffers = gradient(of_params, weights.params, constant=first_order)
-        params = {k: p - lr * grads[k] for k, p in weights.params.items()}
-        _look(grads, params, i)
-        return Weights(params, buffers)
-
-    weights = start
-    yield weights
-    for i in range(n_steps):
-        weights = step(weights, i)
-        yield weights
-
-
 class InnerDivergence(ArithmeticError):
     """An inner step went to infinity; the message names the step and the tensor."""
 

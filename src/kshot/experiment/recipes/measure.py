@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from kshot.core import Learner
-from kshot.data.challenge import N_RUNS
 from kshot.data.source import TaskSource
 from kshot.evaluation.history import read_history
 from kshot.evaluation.record import Record
 from kshot.evaluation.scores import Scores
-from kshot.evaluation.statistics import mean_ci95, over_seeds
+from kshot.evaluation.statistics import mean_ci95
 from kshot.experiment.embedded import evaluate_embedded
 from kshot.experiment.ensemble import Ensemble, with_views
 from kshot.experiment.instances import by_instance, told
@@ -85,9 +84,7 @@ def measure(row: Row, runs: Sequence[Path], root: Path | None) -> Record | Miles
         return _at_instance(instance, test, run, root)
     options = {"n_inner_steps_eval": steps} if steps else None
     scorer = _scorer(test.pop("views", 1), runs if test.pop("together", False) else (), root)
-    _, source, scores, record = evaluate_run(run, options=options, root=root, scorer=scorer, **test)
-    if source.n_fixed is not None:
-        return _over_runs(record, scores)
+    *_, scores, record = evaluate_run(run, options=options, root=root, scorer=scorer, **test)
     return _over_the_best(record, scores) if excess else record
 
 
@@ -96,13 +93,6 @@ def _over_the_best(record: Record, scores: Scores) -> Record:
     found = mean_ci95(over)
     kept = {k: v for k, v in record.extra.items() if k != "per_episode"} | {scores.metric: record.mean}
     return replace(record, metric=f"excess_{scores.metric}", mean=found.mean, ci95=found.ci95, extra=kept)
-
-
-def _over_runs(record: Record, scores: Scores) -> Record:
-    # Trials of one run share their 20 characters, so that runs are what is independent.
-    each = scores.per_episode[scores.metric].view(N_RUNS, -1).mean(1)
-    kept = {**record.extra, "interval": f"over {N_RUNS} runs", "per_run": [round(v, 4) for v in each.tolist()]}
-    return replace(record, ci95=over_seeds(each).ci95, extra=kept)
 
 
 def _scorer(n_views: int, runs: Sequence[Path], root: Path | None) -> Callable[..., Scores]:

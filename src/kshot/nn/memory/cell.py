@@ -8,6 +8,8 @@ from typing import Any, ClassVar, Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
+from kshot.nn import native
+
 S = TypeVar("S", bound=tuple[Any, ...])
 
 
@@ -19,10 +21,12 @@ class Cell(nn.Module, ABC, Generic[S]):
     Attributes:
         n_inputs: I, width of the input of a step.
         n_features: F, width of what a step returns.
+        rows_a_step: rows of memory that every step writes anew.
     """
 
     n_inputs: int
     n_features: int
+    rows_a_step: int = 1
     #: True where ``fused_scan`` keeps a small part of what the steps of ``scan`` would for their gradient.
     fused_is_lean: ClassVar[bool] = False
 
@@ -104,3 +108,15 @@ class Cell(nn.Module, ABC, Generic[S]):
             What ``scan`` returns; by a kernel it is differentiable once.
         """
         return self.scan(x, state)
+
+
+def kernels_run(weight: Tensor) -> bool:
+    """Tell whether compiled kernels can run a cell here.
+
+    Args:
+        weight: one of its parameters.
+
+    Returns:
+        True on a CPU with a C++ compiler, in float32 and float64; not within autocast.
+    """
+    return weight.device.type == "cpu" and not torch.is_autocast_enabled("cpu") and native.available(weight.dtype)

@@ -210,5 +210,6 @@ def allocation(usage: Tensor) -> Tensor:
     # Stable, so that rows of equal usage are taken in the order of their numbers however tasks are batched.
     ascending, order = u.sort(dim=-1, stable=True)
     logs = torch.log(ascending)
-    product = torch.exp(logs.cumsum(-1) - logs)
+    # Shifted, and not less its own: what cancels in a subtraction is noise, which the gradient by 1 / u would magnify.
+    product = torch.exp(F.pad(logs.cumsum(-1)[..., :-1], (1, 0)))
     return torch.zeros_like(u).scatter(-1, order, (1 - ascending) * product)

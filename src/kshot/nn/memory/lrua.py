@@ -13,8 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kshot.core.errors import UserError
-from kshot.nn import native
-from kshot.nn.memory.cell import Cell
+from kshot.nn.memory.cell import Cell, kernels_run
 from kshot.nn.memory.lstm import gated
 from kshot.nn.memory.similarity import cosine
 from kshot.nn.native.lrua import Shape, Weights, lrua_scan
@@ -95,7 +94,7 @@ class LRUACell(Cell[LRUAState]):
             raise UserError(f"expected usage_decay between 0 and 1, got {usage_decay}")
         self.n_inputs, self.n_hidden = n_inputs, n_hidden
         self.n_slots, self.slot_width, self.n_heads, self.usage_decay = n_slots, slot_width, n_heads, usage_decay
-        self.n_features = n_hidden + n_heads * slot_width
+        self.n_features, self.rows_a_step = n_hidden + n_heads * slot_width, n_heads
         self.reads = nn.Linear(n_inputs, 4 * n_hidden)
         self.recurs = nn.Linear(self.n_features, 4 * n_hidden, bias=False)
         # For every head a key k_t, a gate alpha and a key strength beta.
@@ -171,8 +170,7 @@ class LRUACell(Cell[LRUAState]):
         Returns:
             True on a CPU with a C++ compiler, in float32 and float64; not within autocast.
         """
-        weight = self.reads.weight
-        return weight.device.type == "cpu" and not torch.is_autocast_enabled("cpu") and native.available(weight.dtype)
+        return kernels_run(self.reads.weight)
 
     def fused_scan(self, x: Tensor, state: LRUAState) -> tuple[Tensor, LRUAState]:
         """Read a batch of sequences by the compiled kernel where it runs: what ``scan`` gives, many times faster.

@@ -29,8 +29,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kshot.core import UserError
-from kshot.nn import native
-from kshot.nn.memory.cell import Cell
+from kshot.nn.memory.cell import Cell, kernels_run
+from kshot.nn.memory.similarity import cosine
 from kshot.nn.native.mapped import is_mapped, mapped, reaches_kernels
 from kshot.nn.native.ntm import Shape, Start, Weights, ntm_scan
 
@@ -40,8 +40,8 @@ CONTROLLERS = ("lstm", "feedforward")
 MEMORY_STARTS = ("constant", "learned", "random")
 #: Collier and Beel, "Implementing Neural Turing Machines", 2018, arXiv:1807.08518.
 CONSTANT = 1e-6
-#: Added to squared norms, and to weightings before their logarithm. As in nn/native/cpp/addressing.hpp.
-SQUARE_FLOOR, WEIGHT_FLOOR = 1e-6, 1e-16
+#: Added to weightings before their logarithm. As in nn/native/cpp/addressing.hpp.
+WEIGHT_FLOOR = 1e-16
 
 
 class NTMState(NamedTuple):
@@ -222,9 +222,8 @@ class NTMCell(Cell[NTMState]):
     def _place(self, address: Tensor, before: Tensor, memory: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         width, n_shifts = self.shape.width, self.shape.shifts
         key, strength, gate, shift, sharpness = address.split([width, 1, 1, n_shifts, 1], -1)
-        cosine = (key @ memory.mT) * _inverse_norm(key) * _inverse_norm(memory).mT  # Eq. 6
         strength = F.softplus(strength)
-        content = (strength * cosine).softmax(-1)  # Eq. 5
+        content = (strength * cosine(key, memory)).softmax(-1)  # Eq. 5, 6
         gate = gate.sigmoid()
         gated = gate * content + (1 - gate) * before  # Eq. 7
         shift = shift.softmax(-1)
@@ -279,8 +278,7 @@ class NTMCell(Cell[NTMState]):
         Returns:
             True on a CPU with a C++ compiler, in float32 and float64; not within autocast.
         """
-        weight = self.heads.weight
-        return weight.device.type == "cpu" and not torch.is_autocast_enabled("cpu") and native.available(weight.dtype)
+        return kernels_run(self.heads.weight)
 
     def fused_scan(self, x: Tensor, state: NTMState) -> tuple[Tensor, NTMState]:
         """Read a batch of sequences by the compiled kernel where it runs: what ``scan`` gives, many times faster.
@@ -307,10 +305,6 @@ class NTMCell(Cell[NTMState]):
         else:
             upper, biases = first.new_empty(0, s.gates, s.hidden * (1 + s.lstm)), first.new_empty(0, s.gates)
         return Weights(first, upper, biases, self.heads.weight, self.heads.bias)
-
-
-def _inverse_norm(rows: Tensor) -> Tensor:
-    return (rows.square().sum(-1, keepdim=True) + SQUARE_FLOOR).rsqrt()
 
 
 def _check(controller: str, memory_start: str, *sizes: int) -> None:
