@@ -76,7 +76,7 @@ def test_squared_euclidean_distance_is_a_linear_model() -> None:
     """Section 2.4: the softmax over -|z - c_k|^2 is that over w_k z + b_k with w_k = 2 c_k and b_k = -c_k c_k."""
     learner, (support, query) = ProtoNet(network("none")).eval(), synthetic_episode(SPEC, n_shot=3)
     state = learner.adapt(support)
-    z, c = learner.embed(query.x), state.means
+    z, c = learner.backbone(query.x), state.head
     linear = z @ (2 * c).T - (c * c).sum(1)
     got = learner.predict(state, query.x)
     torch.testing.assert_close(got.softmax(1), linear.softmax(1), rtol=1e-10, atol=1e-12)
@@ -87,15 +87,15 @@ def test_squared_euclidean_distance_is_a_linear_model() -> None:
 def test_with_one_shot_the_prototype_is_the_example() -> None:
     """Section 2.5: one-shot prototypical and matching networks coincide, here as nearest neighbour."""
     learner, (support, query) = ProtoNet(network("running")).eval(), synthetic_episode(SPEC, n_shot=1)
-    z = learner.embed(torch.cat([support.x, query.x]))
+    z = learner.backbone(torch.cat([support.x, query.x]))
     state = learner.adapt(support)
-    torch.testing.assert_close(state.means[support.y], z[: len(support.y)], rtol=1e-9, atol=1e-12)
-    nearest = torch.cdist(z[len(support.y) :], state.means).argmin(1)
+    torch.testing.assert_close(state.head[support.y], z[: len(support.y)], rtol=1e-9, atol=1e-12)
+    nearest = torch.cdist(z[len(support.y) :], state.head).argmin(1)
     assert torch.equal(learner.predict(state, query.x).argmax(1), nearest)
 
 
 def test_cosine_distance() -> None:
     learner, (support, query) = ProtoNet(network("none"), distance="cosine").eval(), synthetic_episode(SPEC)
-    z, means = learner.embed(query.x), learner.adapt(support).means
+    z, means = learner.backbone(query.x), learner.adapt(support).head
     expected = F.cosine_similarity(z[:, None], means, dim=-1) - 1
     torch.testing.assert_close(learner.predict(learner.adapt(support), query.x), expected, rtol=1e-9, atol=1e-12)

@@ -9,7 +9,6 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from kshot.algorithms.metric.protonet import ProtoNet
 from kshot.core import Learner, Spec, UserError
 from kshot.core.learner import module_is_transductive
 from kshot.data.challenge import ChallengeTasks
@@ -48,7 +47,7 @@ def embeds_alone(learner: Learner) -> bool:
     usual = isinstance(learner, EmbeddingLearner) and (
         (kind.adapt, kind.predict) == (EmbeddingLearner.adapt, EmbeddingLearner.predict)
     )
-    if not (usual or isinstance(learner, ProtoNet)) or not isinstance(backbone, nn.Module):
+    if not usual or not isinstance(backbone, nn.Module):
         return False
     batched = any(module_is_transductive(m) for m in backbone.modules()) or uses_support_statistics(backbone)
     return not batched and not isinstance(backbone, Flat)

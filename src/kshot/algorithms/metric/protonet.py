@@ -23,33 +23,17 @@ Checked by: tests/reference/test_protonet.py (the paper's Algorithm 1 by plain l
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kshot.core import Episode, Learner, Split, Tree, UserError, register, task_loss, tree_map
-from kshot.engine.inner import Weights, call, weights_of
+from kshot.core import Episode, UserError, register, tree_map
+from kshot.engine.embedding import Embed, EmbeddingLearner, Labelled
 from kshot.nn import native
-from kshot.nn.conv import by_kernels, known_to_kernels
+from kshot.nn.conv import known_to_kernels
 from kshot.nn.heads import class_means, squared_distances
-from kshot.nn.norm import collecting, uses_support_statistics
 
 DISTANCES = ("squared_euclidean", "cosine")
-
-
-class Prototypes(NamedTuple):
-    """What ProtoNet knows of a task.
-
-    Attributes:
-        means: prototypes (W, D).
-        buffers: the backbone's buffers; normalisation by support statistics keeps its own in them.
-    """
-
-    means: Tensor
-    buffers: dict[str, Tensor]
 
 
 @register(
@@ -57,7 +41,7 @@ class Prototypes(NamedTuple):
     family="metric",
     paper="Snell, Swersky, Zemel, Prototypical Networks for Few-shot Learning, NeurIPS 2017, arXiv:1703.05175",
 )
-class ProtoNet(Learner):
+class ProtoNet(EmbeddingLearner):
     """Prototypical Networks.
 
     Args:
@@ -68,88 +52,36 @@ class ProtoNet(Learner):
         UserError: unknown distance.
     """
 
-    default_normalisation = "running"
-
     def __init__(self, backbone: nn.Module, *, distance: str = "squared_euclidean") -> None:
-        super().__init__()
+        super().__init__(backbone)
         if distance not in DISTANCES:
             raise UserError(f"distance must be one of {', '.join(DISTANCES)}, got {distance!r}")
-        self.backbone, self.distance = backbone, distance
+        self.distance = distance
 
-    @property
-    def native(self) -> bool:
-        """True if the backbone takes a task axis and needs no statistics from ``adapt``."""
-        return getattr(self.backbone, "takes_tasks", False) and not uses_support_statistics(self.backbone)
-
-    @property
-    def fused(self) -> bool:
-        """True if compiled kernels know the backbone, while training."""
-        return self.training and by_kernels(self.backbone)
-
-    def embed(self, x: Tree) -> Tensor:
-        """Embed examples.
-
-        Args:
-            x: inputs (N, ...).
-
-        Returns:
-            (N, D).
-        """
-        return self.backbone(x)
-
-    def adapt(self, support: Split) -> Prototypes:
+    def fit_head(self, support: Labelled) -> Tensor:
         """Average the embedded support of each class (Eq. 1).
 
         Args:
-            support: x (S, ...), y (S,) int64.
+            support: embeddings and labels.
 
         Returns:
-            The prototypes.
+            Prototypes (W, D).
         """
-        with collecting(self.backbone):
-            z, weights = call(self.backbone, weights_of(self.backbone), support.x)
-        return Prototypes(class_means(z, support.y, support.ways()), weights.buffers)
+        return class_means(support.z, support.y, support.ways)
 
-    def predict(self, state: Prototypes, x: Tree) -> Tensor:
+    def apply_head(self, head: Tensor, z: Tensor) -> Tensor:
         """Return minus the distance to each prototype (Eq. 2 before its softmax).
 
         Args:
-            state: the prototypes.
-            x: inputs (Q, ...).
+            head: prototypes (..., W, D).
+            z: embedded queries (..., Q, D).
 
         Returns:
-            Logits (Q, W).
+            Logits (..., Q, W).
         """
-        z, _ = call(self.backbone, Weights(weights_of(self.backbone).params, state.buffers), x)
-        return -self._distance(z, state.means)
-
-    def outer_loss(self, episode: Episode) -> Tensor:
-        """Mean of -log p(y = k | x) over the queries (Algorithm 1, line 9).
-
-        Args:
-            episode: one episode.
-
-        Returns:
-            A scalar.
-        """
-        if uses_support_statistics(self.backbone):
-            return super().outer_loss(episode)
-        support, query = episode
-        z = self.embed(tree_map(lambda *xs: torch.cat(xs), support.x, query.x))
-        n_support = len(support.y)
-        means = class_means(z[:n_support], support.y, support.ways())
-        return task_loss(-self._distance(z[n_support:], means), query.y)
-
-    def outer_losses(self, episodes: Episode) -> Tensor:
-        """Embed the examples of all tasks in one pass.
-
-        Args:
-            episodes: T episodes.
-
-        Returns:
-            (T,) losses.
-        """
-        return self._losses(episodes, self.embed)
+        if self.distance == "cosine":
+            return F.normalize(z, dim=-1) @ F.normalize(head, dim=-1).mT - 1
+        return -squared_distances(z, head)
 
     def fused_losses(self, episodes: Episode) -> Tensor:
         """Losses by compiled kernels, gradient and all; for cosines the embedding alone.
@@ -170,16 +102,11 @@ class ProtoNet(Learner):
         backbone.average_in(means, variances, x.shape[1])
         return losses
 
-    def _losses(self, episodes: Episode, embed: Callable[[Tree], Tensor]) -> Tensor:
+    def _losses(self, episodes: Episode, embed: Embed) -> Tensor:
         support, query = episodes
         z = embed(tree_map(lambda *xs: torch.cat(xs, 1), support.x, query.x))
         n_support = support.y.shape[1]
-        logits = -self._distance(z[:, n_support:], class_means(z[:, :n_support], support.y, support.ways()))
-        # The mean of each task by hand, which takes a fifth of the time of mapping ``task_loss`` over tasks.
+        logits = self.apply_head(class_means(z[:, :n_support], support.y, support.ways()), z[:, n_support:])
+        # The mean of each task by hand, which takes a fifth of the time of mapping ``head_loss`` over tasks.
         each = F.cross_entropy(logits.flatten(0, 1), query.y.flatten(), reduction="none")
         return each.view(query.y.shape).mean(-1)
-
-    def _distance(self, z: Tensor, means: Tensor) -> Tensor:
-        if self.distance == "cosine":
-            return 1 - F.normalize(z, dim=-1) @ F.normalize(means, dim=-1).mT
-        return squared_distances(z, means)
