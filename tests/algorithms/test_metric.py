@@ -63,7 +63,7 @@ def test_simpleshot_follows_the_mean_of_its_training_features() -> None:
         (lambda: LRD2(nn.Identity(), n_steps=0), "n_steps >= 1, got 0"),
         (lambda: LinearProbe(nn.Identity(), penalty=0.0), "penalty > 0, got 0.0"),
         (lambda: MetaOptNet(nn.Identity(), penalty=-1.0), "penalty > 0, got -1.0"),
-        (lambda: DKT(nn.Identity(), kernel="matern"), "one of cosine, linear, rbf, got 'matern'"),  # pyright: ignore[reportArgumentType]
+        (lambda: DKT(nn.Identity(), kernel="matern"), "one of bncossim, cosine, linear, rbf, got 'matern'"),  # pyright: ignore[reportArgumentType]
     ],
 )
 def test_settings_that_make_no_sense(make, message: str) -> None:

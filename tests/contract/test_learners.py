@@ -19,7 +19,7 @@ OPTIONS = {
     "baseline": [{"n_inner_steps": 4}],
     "baselinepp": [{"n_inner_steps": 4, "scale": 3.0}],
     "bd_cspn": [{"n_confident": 1, "scale": 3.0}],
-    "dkt": [{"kernel": "linear"}, {"kernel": "rbf"}],
+    "dkt": [{"kernel": "cosine"}, {"kernel": "linear"}, {"kernel": "rbf"}],
     "deepemd": [{"temperature": 2.0, "sharpness": 4.0, "n_steps": 6}],
     "feat": [{"temperature": 2.0, "balance": 0.0}],
     "finetune": [{"n_inner_steps": 2, "inner_lr": 0.01}],

@@ -114,7 +114,7 @@ def kernel(learner: DKT, a: np.ndarray, b: np.ndarray) -> np.ndarray:
     out = np.zeros((len(a), len(b)))
     for i, u in enumerate(a):
         for j, v in enumerate(b):
-            if learner.kernel == "cosine":
+            if "cos" in learner.kernel:
                 out[i, j] = variance * u @ v / np.linalg.norm(u) / np.linalg.norm(v)
             elif learner.kernel == "linear":
                 out[i, j] = variance * u @ v
@@ -123,13 +123,16 @@ def kernel(learner: DKT, a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return out
 
 
-@pytest.mark.parametrize("name", ["cosine", "linear", "rbf"])
+@pytest.mark.parametrize("name", ["bncossim", "cosine", "linear", "rbf"])
 @pytest.mark.parametrize("kind", ["classification", "regression"])
 def test_dkt_is_a_gaussian_process(name: str, kind: str) -> None:
     spec = SPEC if kind == "classification" else Spec("regression", (6,), 2)
     one, learner = synthetic_episode(spec, n_shot=4, n_query=3), ready(DKT(Flat((6,)), kernel=name))  # pyright: ignore[reportArgumentType]
     noise, mean = float(learner.log_noise.exp()), float(learner.mean)
     x, xq = one.support.x.numpy(), one.query.x.numpy()
+    if name == "bncossim":
+        learner.running_mean, learner.running_var = (0.1 * torch.arange(6.0).double() + shift for shift in (-0.2, 0.4))
+        x, xq = ((v - learner.running_mean.numpy()) / np.sqrt(learner.running_var.numpy() + 1e-5) for v in (x, xq))
     targets = [2 * labels(s.y) - 1 if kind == "classification" else s.y.numpy() for s in one]
 
     k = kernel(learner, x, x) + noise * np.eye(len(x))
@@ -145,6 +148,19 @@ def test_dkt_is_a_gaussian_process(name: str, kind: str) -> None:
     density = multivariate_normal(np.full(len(whole), mean), kernel(learner, whole, whole) + noise * np.eye(len(whole)))
     logs = [density.logpdf(column) for column in both.T]
     assert float(learner.outer_loss(one)) == pytest.approx(-sum(logs) / len(whole), rel=1e-8)
+
+
+def test_dkt_normalises_each_task_while_training_and_remembers_for_the_test() -> None:
+    learner, one = DKT(Flat((6,))).double().train(), episode()
+    z = torch.cat([one.support.x, one.query.x])
+    loss = learner.outer_loss(one)
+    torch.testing.assert_close(learner.running_mean, 0.1 * z.mean(0))
+    torch.testing.assert_close(learner.running_var, 0.9 + 0.1 * z.var(0, correction=0))
+    by_hand = (z - z.mean(0)) / torch.sqrt(z.var(0, correction=0) + 1e-5)
+    plain = DKT(Flat((6,)), kernel="cosine").double()
+    n = len(one.support.y)
+    expected = plain.outer_loss(Episode(one.support._replace(x=by_hand[:n]), one.query._replace(x=by_hand[n:])))
+    torch.testing.assert_close(loss, expected)
 
 
 def test_dkt_is_unsure_far_from_what_it_has_seen() -> None:

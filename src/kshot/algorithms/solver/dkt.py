@@ -16,9 +16,9 @@ E[f*], cov(f*)          ``predict``, ``predictive``
 ======================  ==============================================
 
 Differs from the paper: in classification all classes share one set of kernel parameters, where the authors' code has
-one for each place of a class; so the names of the classes do not matter. That code also
-normalises features by a batch norm before their cosines, and holds the noise at 0.1 in classification; here cosines are
-of the features as they are, and the noise is learned. The loss is divided by the number of examples.
+one for each place of a class; so the names of the classes do not matter. That code also holds the noise at 0.1 in
+classification, where it is learned here, and gives its batch norm before the cosines ("bncossim") a scale and a shift.
+The loss is divided by the number of examples.
 
 Checked by: tests/reference/test_solvers.py (densities of SciPy's multivariate normal; conditioning by block inverses).
 """
@@ -36,14 +36,16 @@ from kshot.engine.embedding import EmbeddingLearner, Labelled, TaskHead, embed_q
 from kshot.nn.heads import memberships, squared_distances, unit
 from kshot.nn.solvers import cholesky
 
-KERNELS = ("cosine", "linear", "rbf")
+KERNELS = ("bncossim", "cosine", "linear", "rbf")
+#: Added to variances, as batch norms do; and how slowly running statistics forget.
+_EPS, _MOMENTUM = 1e-5, 0.1
 
 
 class Conditioned(NamedTuple):
     """A Gaussian process that has seen a support.
 
     Attributes:
-        z: embedded support (S, D).
+        z: embedded support (S, D), normalised where the kernel says so.
         factor: Cholesky factor of the covariance of its targets (S, S).
         weights: that covariance's inverse times the centred targets (S, O).
     """
@@ -64,15 +66,20 @@ class DKT(EmbeddingLearner):
 
     Args:
         backbone: maps (N, ...) to embeddings (N, D).
-        kernel: "cosine", "linear" or "rbf" (in regression).
+        kernel: "bncossim" (cosines of features that a batch norm has seen), "cosine", "linear", or "rbf" (for
+            regression).
 
     Raises:
         UserError: unknown kernel.
     """
 
     kinds = ("classification", "regression")
+    running_mean: Tensor
+    running_var: Tensor
 
-    def __init__(self, backbone: nn.Module, *, kernel: Literal["cosine", "linear", "rbf"] = "cosine") -> None:
+    def __init__(
+        self, backbone: nn.Module, *, kernel: Literal["bncossim", "cosine", "linear", "rbf"] = "bncossim"
+    ) -> None:
         super().__init__(backbone)
         if kernel not in KERNELS:
             raise UserError(f"kernel must be one of {', '.join(KERNELS)}, got {kernel!r}; choose one")
@@ -81,6 +88,9 @@ class DKT(EmbeddingLearner):
         self.log_noise = nn.Parameter(torch.tensor(math.log(0.1)))
         if kernel == "rbf":
             self.log_length = nn.Parameter(torch.zeros(()))
+        width = getattr(backbone, "n_features", 1)
+        self.register_buffer("running_mean", torch.zeros(width))
+        self.register_buffer("running_var", torch.ones(width))
 
     @classmethod
     def paper_options(cls, spec: Spec) -> dict[str, Any]:
@@ -90,21 +100,31 @@ class DKT(EmbeddingLearner):
             spec: what the tasks look like.
 
         Returns:
-            "rbf" for regression.
+            "rbf" for regression; else the authors' best, "bncossim", which is the default.
         """
         return {"kernel": "rbf"} if spec.kind == "regression" else {}
+
+    def watch(self, z: Tensor) -> None:
+        """Average the statistics of training tasks into the running ones.
+
+        Args:
+            z: (N, D), or (T, N, D) of T tasks.
+        """
+        tasks = z.reshape(-1, *z.shape[-2:])
+        self.running_mean = torch.lerp(self.running_mean, tasks.mean((0, 1)), _MOMENTUM)
+        self.running_var = torch.lerp(self.running_var, tasks.var(1, correction=0).mean(0), _MOMENTUM)
 
     def covariance(self, a: Tensor, b: Tensor) -> Tensor:
         """Covariance of the function's values at two sets of embeddings.
 
         Args:
-            a: (N, D).
+            a: (N, D), normalised where the kernel says so.
             b: (M, D).
 
         Returns:
             (N, M).
         """
-        if self.kernel == "cosine":
+        if self.kernel in ("bncossim", "cosine"):
             return self.log_variance.exp() * (unit(a) @ unit(b).mT)
         if self.kernel == "linear":
             return self.log_variance.exp() * (a @ b.mT)
@@ -120,8 +140,9 @@ class DKT(EmbeddingLearner):
         Returns:
             What predictions need.
         """
-        factor = self._factor(support.z)
-        return Conditioned(support.z, factor, torch.cholesky_solve(self._targets(support), factor))
+        z = self._by_running(support.z)
+        factor = self._factor(z)
+        return Conditioned(z, factor, torch.cholesky_solve(self._targets(support), factor))
 
     def apply_head(self, head: Conditioned, z: Tensor) -> Tensor:
         """Return the predictive mean.
@@ -133,7 +154,7 @@ class DKT(EmbeddingLearner):
         Returns:
             Margins (Q, W) as logits, or means (Q, O).
         """
-        return self.covariance(z, head.z) @ head.weights + self.mean
+        return self.covariance(self._by_running(z), head.z) @ head.weights + self.mean
 
     def predictive(self, state: TaskHead, x: Tree) -> tuple[Tensor, Tensor]:
         """Answer queries with a variance.
@@ -147,12 +168,15 @@ class DKT(EmbeddingLearner):
             inputs alone and so are the same for all outputs.
         """
         z, head = embed_queries(self.backbone, state.buffers, x), state.head
-        half = torch.linalg.solve_triangular(head.factor, self.covariance(head.z, z), upper=False)
-        prior = torch.stack([self.covariance(one, one).squeeze() for one in z.unsqueeze(1).unbind(0)])
+        scaled = self._by_running(z)
+        half = torch.linalg.solve_triangular(head.factor, self.covariance(head.z, scaled), upper=False)
+        prior = torch.stack([self.covariance(one, one).squeeze() for one in scaled.unsqueeze(1).unbind(0)])
         return self.apply_head(head, z), prior - (half * half).sum(0) + self.log_noise.exp()
 
     def head_loss(self, support: Labelled, query: Labelled) -> Tensor:
         """Minus the log marginal likelihood of support and queries together, for each example.
+
+        While training, "bncossim" normalises by the statistics of these examples.
 
         Args:
             support: embedded support.
@@ -161,12 +185,20 @@ class DKT(EmbeddingLearner):
         Returns:
             A scalar.
         """
-        whole = Labelled(torch.cat([support.z, query.z]), torch.cat([support.y, query.y]), support.ways)
+        z = torch.cat([support.z, query.z])
+        z = self._by(z.mean(0), z.var(0, correction=0), z) if self.training else self._by_running(z)
+        whole = Labelled(z, torch.cat([support.y, query.y]), support.ways)
         targets, factor = self._targets(whole), self._factor(whole.z)
         fit = torch.linalg.solve_triangular(factor, targets, upper=False).square().sum()
         n, n_outputs = targets.shape
         volume = 2 * factor.diagonal().log().sum() + n * math.log(2 * math.pi)
         return (fit + n_outputs * volume) / (2 * n)
+
+    def _by_running(self, z: Tensor) -> Tensor:
+        return self._by(self.running_mean, self.running_var, z)
+
+    def _by(self, mean: Tensor, variance: Tensor, z: Tensor) -> Tensor:
+        return (z - mean) * torch.rsqrt(variance + _EPS) if self.kernel == "bncossim" else z
 
     def _targets(self, examples: Labelled) -> Tensor:
         y = examples.y if not examples.ways else 2 * memberships(examples.y, examples.ways, examples.z.dtype) - 1
