@@ -61,10 +61,6 @@ class Relation(nn.Module):
             width = channels
             self.trunk = nn.Sequential(nn.Linear(2 * channels, width), Norm(width, normalisation), nn.ReLU())
         self.hidden, self.out = nn.Linear(width, n_hidden), nn.Linear(n_hidden, 1)
-        for layer in (self.hidden, self.out):
-            # As the authors' code begins: every unit is alive on every pair. Else, of eight, some are never.
-            nn.init.normal_(layer.weight, 0.0, 0.01)
-            nn.init.ones_(layer.bias)
 
     def forward(self, sides: tuple[Tensor, Tensor]) -> Tensor:
         """Score every query against every class.

@@ -183,9 +183,8 @@ RECIPES = (
         rows((0.996, 0.998, 0.976, 0.991), _FROM_MEMORY)
         + rows(n_query=1, normalisation="episode", name=", transductive, 1 query a class"),
         f"{_FAIR} The authors' test leaves batch norm in its training mode, on one query of each class: the "
-        "transductive rows do so with the same weights. Gradients are clipped to a norm of 0.5, as there.",
+        "transductive rows do so with the same weights.",
         network={"downsample": "first2"},
-        train={"clip_norm": 0.5},
     ),
     _metric("gaussian_protonet", (60, 1, 5, 1), 3_500),
     _metric("feat", (20, 1, 5, 1), 8_000),
