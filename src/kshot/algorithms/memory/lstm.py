@@ -42,7 +42,7 @@ class LSTM(Reader):
     Args:
         backbone: maps (N, ...) to embeddings (N, D).
         spec: what the tasks look like.
-        n_hidden: units of each layer; Santoro's baseline has 200, that of the NTM paper 256.
+        n_hidden: units of each layer; Santoro's baseline has 200, that of the NTM paper 256 to copy.
         n_layers: layers; Santoro's baseline has 1, that of the NTM paper 3.
     """
 
