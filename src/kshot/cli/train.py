@@ -21,6 +21,7 @@ from kshot.core import DivergedError, Learner, UserError
 from kshot.core.registry import methods
 from kshot.data.catalog import dataset, datasets
 from kshot.engine.checkpoint import Checkpoints
+from kshot.engine.distributed import disconnect
 from kshot.evaluation.report.wording import duration, metric_name
 from kshot.experiment.config import (
     BackboneConfig,
@@ -98,6 +99,7 @@ def run(args: Sequence[str]) -> int:
         view.close()
     if fabric.is_global_zero:
         _conclude(outcome, out, request)
+    disconnect()
     return 0
 
 

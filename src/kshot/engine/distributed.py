@@ -73,6 +73,12 @@ def make_fabric(device: str = "auto", devices: int = 1, nodes: int = 1, precisio
     return Fabric(accelerator=kind.type, devices=chosen, num_nodes=nodes, strategy=strategy, precision=precision)  # pyright: ignore[reportArgumentType]
 
 
+def disconnect() -> None:
+    """Leave the other processes, where there are any; a process that ends with threads of the group alive may abort."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
 def synchronise(fabric: Fabric, module: nn.Module) -> None:
     """Give all processes the weights of the first, whatever each had drawn for a start.
 

@@ -16,8 +16,7 @@ phi - W                 the gradient of ``outer_loss`` (section 2)
 
 Differs from the paper: the loss that is reported is that of the trained weights on the task's queries, which they have
 seen; its gradient is Reptile's. Mini-batches are cut from the task's examples in turn, in place of being drawn anew.
-Adam begins anew
-in each task, where the authors' code keeps its second moments from task to task. The outer step
+Adam begins anew in each task, where the authors' code keeps its second moments from task to task. The outer step
 phi <- phi + epsilon (W - phi) is that of ``optimiser="sgd"`` with momentum 0; the paper also uses Adam.
 
 Checked by: tests/reference/test_gradient_family.py (plain loops), tests/algorithms/test_gradient_family.py (closed form

@@ -88,9 +88,10 @@ class DKT(EmbeddingLearner):
         self.log_noise = nn.Parameter(torch.tensor(math.log(0.1)))
         if kernel == "rbf":
             self.log_length = nn.Parameter(torch.zeros(()))
-        width = getattr(backbone, "n_features", 1)
-        self.register_buffer("running_mean", torch.zeros(width))
-        self.register_buffer("running_var", torch.ones(width))
+        if kernel == "bncossim":
+            width = getattr(backbone, "n_features", 1)
+            self.register_buffer("running_mean", torch.zeros(width))
+            self.register_buffer("running_var", torch.ones(width))
 
     @classmethod
     def paper_options(cls, spec: Spec) -> dict[str, Any]:
@@ -110,6 +111,8 @@ class DKT(EmbeddingLearner):
         Args:
             z: (N, D), or (T, N, D) of T tasks.
         """
+        if self.kernel != "bncossim":
+            return
         tasks = z.reshape(-1, *z.shape[-2:])
         self.running_mean = torch.lerp(self.running_mean, tasks.mean((0, 1)), _MOMENTUM)
         self.running_var = torch.lerp(self.running_var, tasks.var(1, correction=0).mean(0), _MOMENTUM)
@@ -186,7 +189,10 @@ class DKT(EmbeddingLearner):
             A scalar.
         """
         z = torch.cat([support.z, query.z])
-        z = self._by(z.mean(0), z.var(0, correction=0), z) if self.training else self._by_running(z)
+        if self.training and self.kernel == "bncossim":
+            z = _normalised(z, z.mean(0), z.var(0, correction=0))
+        else:
+            z = self._by_running(z)
         whole = Labelled(z, torch.cat([support.y, query.y]), support.ways)
         targets, factor = self._targets(whole), self._factor(whole.z)
         fit = torch.linalg.solve_triangular(factor, targets, upper=False).square().sum()
@@ -195,10 +201,7 @@ class DKT(EmbeddingLearner):
         return (fit + n_outputs * volume) / (2 * n)
 
     def _by_running(self, z: Tensor) -> Tensor:
-        return self._by(self.running_mean, self.running_var, z)
-
-    def _by(self, mean: Tensor, variance: Tensor, z: Tensor) -> Tensor:
-        return (z - mean) * torch.rsqrt(variance + _EPS) if self.kernel == "bncossim" else z
+        return _normalised(z, self.running_mean, self.running_var) if self.kernel == "bncossim" else z
 
     def _targets(self, examples: Labelled) -> Tensor:
         y = examples.y if not examples.ways else 2 * memberships(examples.y, examples.ways, examples.z.dtype) - 1
@@ -207,3 +210,7 @@ class DKT(EmbeddingLearner):
     def _factor(self, z: Tensor) -> Tensor:
         eye = torch.eye(len(z), dtype=z.dtype, device=z.device)
         return cholesky(self.covariance(z, z) + self.log_noise.exp() * eye)
+
+
+def _normalised(z: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
+    return (z - mean) * torch.rsqrt(variance + _EPS)
