@@ -8,6 +8,7 @@ import sys
 import tempfile
 import zipfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from kshot.bench.frozen import frozen_easyfsl, frozen_episodes
 from kshot.bench.growth import growth
 from kshot.bench.images import image_encoding
 from kshot.bench.limit import MatrixProduct, count_operations
+from kshot.bench.ntm import ASKED, ntm_copy
 from kshot.bench.plain import gap as _gap
 from kshot.bench.result import Line, Result, lines_of
 from kshot.bench.sinusoid import sinusoid_step
@@ -277,6 +279,7 @@ CASES: dict[str, Callable[..., Result]] = {
     "sinusoid-step": sinusoid_step,
     "adapt": adapting,
     "growth": growth,
+    **{f"ntm-copy-{n}": partial(ntm_copy, n_sequences=n) for n in ASKED},
     "frozen-episodes": frozen_episodes,
     "frozen-easyfsl": frozen_easyfsl,
     "image-encoding": image_encoding,

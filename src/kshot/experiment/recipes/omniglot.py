@@ -126,9 +126,9 @@ def _reader(name: str, steps: int) -> Recipe:
 def _pixel_reader(name: str, steps: int) -> Recipe:
     # On a Conv4 these had not left chance by the time that these recipes take.
     protocol = (
-        "Inductive. Pixels straight into the controller, at 20 x 20, as in `mann-omniglot`; sequences of ten examples of "
-        f"each of five classes, mixed, judged at every step. {_BUDGET} Training images are turned, sheared, scaled and "
-        "shifted a little. Its head has five outputs, so that 20-way rows are absent."
+        "Inductive. Pixels straight into the controller, at 20 x 20, as in `mann-omniglot`; sequences of ten examples "
+        f"of each of five classes, mixed, judged at every step. {_BUDGET} Training images are turned, sheared, scaled "
+        "and shifted a little. Its head has five outputs, so that 20-way rows are absent."
     )
     return _trained(
         name,

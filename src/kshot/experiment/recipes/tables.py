@@ -22,6 +22,8 @@ Recipes = Mapping[str, Recipe]
 
 #: Tasks behind a number, and queries of a class, unless a line says otherwise.
 _TASKS, _QUERIES = 1000, 15
+#: Pixels of an image, likewise.
+_SIDE = 28
 #: Options that make one method another line.
 _VARIANTS = {"first_order": "first order", "fce": "full context"}
 
@@ -128,7 +130,7 @@ _SAME = (
 
 
 def _belongs(recipe: Recipe) -> bool:
-    if recipe.config.data != "omniglot" or recipe.config.data_options or is_grid(recipe):
+    if recipe.config.data != "omniglot" or "scheme" in recipe.config.data_options or is_grid(recipe):
         return False
     return not any("instance" in row.test for row in recipe.rows)
 
@@ -139,8 +141,11 @@ def _place(lines: dict[_Line, dict[tuple[int, int], dict[str, Any]]], recipe: st
     setting = (first.get("n_way"), first.get("n_shot"))
     if setting not in SETTINGS or first["data"] != "omniglot":
         return
-    variant = ", ".join(text for name, text in _VARIANTS.items() if first.get("options", {}).get(name))
-    line = _Line(recipe, first["algorithm"], first["transductive"], variant, first["n_episodes"], first["n_query"])
+    variants = [text for name, text in _VARIANTS.items() if first.get("options", {}).get(name)]
+    side = first.get("data_options", {}).get("image_size", _SIDE)
+    variants += [f"{side} × {side}"] if side != _SIDE else []
+    who = (recipe, first["algorithm"], first["transductive"], ", ".join(variants))
+    line = _Line(*who, first["n_episodes"], first["n_query"])
     lines.setdefault(line, {})[setting] = row
 
 

@@ -1,0 +1,103 @@
+"""The case of the Neural Turing Machine: contenders are compared before they are timed."""
+
+import sys
+import types
+
+import pytest
+import torch
+
+from kshot.bench import cases, ntm
+from kshot.core import UserError
+
+
+@pytest.fixture(autouse=True)
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"LENGTH": 3, "SLOTS": 8, "WIDTH": 4, "UNITS": 5}.items():
+        monkeypatch.setattr(ntm, name, value)
+
+
+def test_the_case_times_the_trainer_and_plain_steps() -> None:
+    result = cases.CASES["ntm-copy-16"](1, per=1)
+    assert [line.name for line in result.lines[:2]] == ["kshot", "kshot, plain steps"]
+    assert result.lines[1].ratio is not None
+    assert result.least == 8.0
+    assert "16 sequences" in result.what
+
+
+def test_threads_are_given_back() -> None:
+    before = torch.get_num_threads()
+    ntm.ntm_copy(1, 2, per=1)
+    assert torch.get_num_threads() == before
+
+
+def test_contenders_that_differ_are_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = ntm.gradients
+
+    def wrong(learner, episodes, kind):
+        found = right(learner, episodes, kind)
+        return [-found[0], *found[1:]] if kind == "fused" else found
+
+    monkeypatch.setattr(ntm, "gradients", wrong)
+    with pytest.raises(UserError, match="one gradient, got a gap of 2"):
+        ntm.ntm_copy(1, 2, per=1)
+
+
+class Cell(torch.nn.Module):
+    """pytorch-ntm's machine for one head of each kind, as its modules are named."""
+
+    def __init__(self, n_in, n_out, units, layers, heads, slots, width):
+        super().__init__()
+        address = width + 6
+        lstm = torch.nn.LSTM(n_in + width, units)
+        read, write = torch.nn.Module(), torch.nn.Module()
+        read.fc_read, write.fc_write = torch.nn.Linear(units, address), torch.nn.Linear(units, address + 2 * width)
+        self.ntm, self.memory = torch.nn.Module(), torch.nn.Module()
+        self.ntm.controller = torch.nn.Module()
+        self.ntm.controller.lstm, self.ntm.heads = lstm, torch.nn.ModuleList([read, write])
+        self.ntm.fc = torch.nn.Linear(units + width, n_out)
+        self.memory.register_buffer("mem_bias", torch.zeros(slots, width))
+        self.n_in, self.width, self.slots = n_in, width, slots
+
+    def init_sequence(self, n):
+        self.n, self.content = n, self.memory.mem_bias.expand(n, -1, -1)
+        units = self.ntm.controller.lstm.hidden_size
+        lstm = (torch.zeros(1, n, units), torch.zeros(1, n, units))
+        self.previous_state = ([torch.zeros(n, self.width)], lstm, [torch.zeros(n, self.slots)] * 2)
+
+    def _weights(self, o, before):
+        m = self.width
+        alike = torch.cosine_similarity(self.content, o[:, None, :m], dim=-1)
+        content = torch.softmax(torch.nn.functional.softplus(o[:, m : m + 1]) * alike, 1)
+        gate, shift = torch.sigmoid(o[:, m + 1 : m + 2]), torch.softmax(o[:, m + 2 : m + 5], 1)
+        gated = gate * content + (1 - gate) * before
+        moved = sum(shift[:, j : j + 1] * gated.roll(1 - j, 1) for j in range(3))
+        sharp = moved ** (1 + torch.nn.functional.softplus(o[:, m + 5 : m + 6]))
+        return sharp / sharp.sum(1, keepdim=True)
+
+    def forward(self, x=None):
+        x = torch.zeros(self.n, self.n_in) if x is None else x
+        (read,), state, (w_read, w_write) = self.previous_state
+        h, state = self.ntm.controller.lstm(torch.cat([x, read], 1)[None], state)
+        reader, writer = self.ntm.heads
+        w_read = self._weights(reader.fc_read(h[0]), w_read)
+        read = (w_read[:, None] @ self.content)[:, 0]
+        o = writer.fc_write(h[0])
+        w_write = self._weights(o, w_write)
+        erase, add = o[:, self.width + 6 :].chunk(2, 1)
+        self.content = self.content * (1 - w_write[..., None] * erase.sigmoid()[:, None]) + (
+            w_write[..., None] * add[:, None]
+        )
+        self.previous_state = ([read], state, [w_read, w_write])
+        return torch.sigmoid(self.ntm.fc(torch.cat([h[0], read], 1))), self.previous_state
+
+
+def test_the_peer_gets_the_same_weights_and_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine of the peer's structure, written here, takes its place; its shifts stand the other way round."""
+    package, module = types.ModuleType("ntm"), types.ModuleType("ntm.aio")
+    module.EncapsulatedNTM = Cell  # pyright: ignore[reportAttributeAccessIssue]
+    monkeypatch.setitem(sys.modules, "ntm", package)
+    monkeypatch.setitem(sys.modules, "ntm.aio", module)
+    monkeypatch.setattr(ntm, "peer_installed", lambda: True)
+    result = ntm.ntm_copy(1, 3, per=1)
+    assert [line.name for line in result.lines] == ["kshot", "kshot, plain steps", "pytorch-ntm"]
+    assert float(result.agreement.rsplit(" ", 1)[1]) < ntm.SAME
