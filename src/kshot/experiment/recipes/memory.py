@@ -258,8 +258,8 @@ RECIPES = (
         n_hidden=256,
         n_heads=4,
     ),
-    # In validation 22,400 sequences came to 142 bits at this rate, and as many at a third of it to 182. A cosine from it
-    # to zero along 8,000 steps stood at 160 after 5,000.
+    # In validation 22,400 sequences came to 142 bits at this rate, and as many at a third of it to 182. A cosine from
+    # it to zero along 8,000 steps stood at 160 after 5,000.
     _ntm("ntm-ngrams", "ngrams", _NGRAMS, 3e-3, **_LSTM),
     _ntm("ntm-ngrams-ff", "ngrams", _NGRAMS, 3e-3, **_FF),
     _ntm(
