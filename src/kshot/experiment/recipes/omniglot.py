@@ -38,6 +38,7 @@ def rows(
     n_way: int = 0,
     shots: tuple[int, ...] = (1, 5),
     name: str = "",
+    near: bool = False,
     **test: Any,
 ) -> tuple[Row, ...]:
     """Make the rows of one method.
@@ -48,6 +49,7 @@ def rows(
         n_way: the only ways that the method can do; all of ``SETTINGS`` if 0.
         shots: of the rows.
         name: added to each row's name.
+        near: ask for the published numbers, less 0.5 points at 5 ways and 1 point at 20.
         **test: more of ``Row.test``.
 
     Returns:
@@ -57,7 +59,8 @@ def rows(
     for (w, k), number in zip(SETTINGS, published or (None,) * len(SETTINGS), strict=True):
         if n_way in (0, w) and k in shots:
             found = {"n_way": w, "n_shot": k, "n_query": 15, "n_episodes": 1000, **test}
-            asked.append(Row(f"{w}-way {k}-shot{name}", number, None, source if number is not None else "", found))
+            least = round(number - (0.005 if w == 5 else 0.01), 4) if near and number is not None else None
+            asked.append(Row(f"{w}-way {k}-shot{name}", number, least, source if number is not None else "", found))
     return tuple(asked)
 
 
@@ -84,7 +87,7 @@ def _trained(name: str, task: Task, steps: int, asked: tuple[Row, ...], protocol
 
 
 def _metric(name: str, task: Task, steps: int, *known: Any, **more: Any) -> Recipe:
-    return _trained(name, task, steps, rows(*known), _FAIR, **more)
+    return _trained(name, task, steps, rows(*known, near=bool(known)), _FAIR, **more)
 
 
 def _gradient(
@@ -201,7 +204,7 @@ RECIPES = (
         "relation",
         (20, 1, 2, 1),
         16_000,
-        rows((0.996, 0.998, 0.976, 0.991), _FROM_MEMORY)
+        rows((0.996, 0.998, 0.976, 0.991), _FROM_MEMORY, near=True)
         + rows(n_query=1, normalisation="episode", name=", transductive, 1 query a class"),
         f"{_FAIR} The authors' test leaves batch norm in its training mode, on one query of each class: the "
         "transductive rows do so with the same weights.",
@@ -217,7 +220,7 @@ RECIPES = (
         f"{_FAIR} 100 episodes: each pair of images is a problem of transport.",
         network={"downsample": "first2"},
     ),
-    _metric("r2d2", (20, 1, 5, 1), 10_000),
+    _metric("r2d2", (60, 1, 5, 1), 6_000, (0.9891, 0.9974, 0.9624, 0.9920), _FROM_MEMORY),
     _metric("lrd2", (5, 1, 15, 1), 9_000),
     _metric("metaoptnet", (5, 5, 6, 1), 9_000),
     _metric("dkt", (5, 1, 15, 1), 9_000),
