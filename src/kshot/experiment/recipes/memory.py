@@ -248,9 +248,9 @@ _CNP = Recipe(
         train=TrainConfig(steps=70_000, compile="on", validate_every=5000, checkpoint_every=5000, log_every=100),
     ),
     rows=tuple(Row(f"{k}-shot", None, None, "", {"n_shot": k, "n_query": 100, "n_episodes": 600}) for k in (10, 5)),
-    protocol="One training at 10 support points for both rows, 25 tasks a step, 70,000 outer steps of Adam, as MAML has "
-    "on these tasks; mean squared error of the means on 100 new points of each of 600 new tasks. The paper's regression "
-    "is on Gaussian processes.",
+    protocol="One training at 10 support points for both rows, 25 tasks a step, 70,000 outer steps of Adam, as MAML "
+    "has on these tasks; mean squared error of the means on 100 new points of each of 600 new tasks. The paper's "
+    "regression is on Gaussian processes.",
 )
 
 
