@@ -249,8 +249,8 @@ _CNP = Recipe(
     ),
     rows=tuple(Row(f"{k}-shot", None, None, "", {"n_shot": k, "n_query": 100, "n_episodes": 600}) for k in (10, 5)),
     protocol="One training at 10 support points for both rows, 25 tasks a step, 20,000 outer steps of Adam (MAML "
-    "has 70,000 on these tasks); mean squared error of the means on 100 new points of each of 600 new tasks. The paper's "
-    "regression is on Gaussian processes.",
+    "has 70,000 on these tasks); mean squared error of the means on 100 new points of each of 600 new tasks. The "
+    "paper's regression is on Gaussian processes.",
 )
 
 
