@@ -9,6 +9,7 @@ from safetensors.torch import load, save
 
 from kshot.core import Episode, UserError
 from kshot.core.tree import leaves
+from kshot.data.class_batches import ClassBatches
 from kshot.data.image_tasks import ImageTasks
 from kshot.data.images import ImageSet
 from kshot.data.loader import EpisodeLoader
@@ -154,3 +155,28 @@ def test_a_damaged_state_is_refused_and_changes_nothing(state: dict) -> None:
     with pytest.raises(UserError, match="loader state"):
         loader.load_state_dict(state)
     assert equal(next(loader), next(untouched))
+
+
+class Lacking(ImageTasks):
+    """Every task but the first of a batch lacks its last class."""
+
+    def episodes(self, plan):
+        batch = super().episodes(plan)
+        batch.support.y[1:] = batch.support.y[1:].clamp(max=batch.support.n_way - 2)
+        return batch
+
+
+def test_a_training_task_that_lacks_a_class_is_refused_by_its_number() -> None:
+    lacking = Lacking(image_tasks().images, name="lacking", n_way=3, n_query=2)
+    with pytest.raises(UserError, match="episode 1: support has 2 classes but n_way=3: class 2 has no example"):
+        next(EpisodeLoader(lacking, 4, seed=0))
+    # The second of rank 1's share is task 3 of the batch, wherever it is gathered.
+    with pytest.raises(UserError, match="episode 3: support has 2 classes"):
+        next(EpisodeLoader(lacking, 4, seed=0, rank=1, world=2))
+    alone = EpisodeLoader(lacking, 1, seed=0)
+    assert [next(alone).support.y.max() for _ in range(3)] == [2, 2, 2]
+
+
+def test_batches_of_plain_classification_may_lack_classes() -> None:
+    loader = EpisodeLoader(ClassBatches(image_tasks()), 4, seed=0)
+    assert any(len(set(y.tolist())) < 10 for y in next(loader).support.y)

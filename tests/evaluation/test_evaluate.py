@@ -265,6 +265,45 @@ def test_damaged_data_is_refused(learner, source):
         evaluate(learner, holes)
 
 
+def spoilt(source, episode, change):
+    """A source whose one episode, counted over all chunks, has other labels."""
+
+    class Spoilt(ImageTasks):
+        drawn = 0
+
+        def episodes(self, plan):
+            batch = super().episodes(plan)
+            if self.drawn <= episode < self.drawn + len(batch.support.y):
+                change(batch, episode - self.drawn)
+            self.drawn += len(batch.support.y)
+            return batch
+
+    return Spoilt(source.images, name="spoilt", n_way=3, n_query=4)
+
+
+def without_class_2(batch, task):
+    batch.support.y[task] = batch.support.y[task].clamp(max=1)
+
+
+def with_a_label_too_many(batch, task):
+    batch.query.y[task, 0] = 3
+
+
+@pytest.mark.parametrize("episode", [0, 2, 9])
+def test_a_class_without_support_is_refused_in_whatever_episode(learner, source, episode):
+    spoilt_source = spoilt(source, episode, without_class_2)
+    with pytest.raises(UserError, match=f"episode {episode}: support has 2 classes but n_way=3: class 2 has no"):
+        evaluate(learner, spoilt_source, n_episodes=12, chunk=4)
+    # Those before it are as they should be.
+    if episode:
+        assert evaluate(learner, spoilt(source, episode, without_class_2), n_episodes=episode).n_episodes == episode
+
+
+def test_a_label_out_of_range_is_refused_in_whatever_episode(learner, source):
+    with pytest.raises(UserError, match=r"episode 5: query\.y: expected labels 0\.\.2 for 3 classes, got 0\.\.3"):
+        evaluate(learner, spoilt(source, 5, with_a_label_too_many), n_episodes=12, chunk=4)
+
+
 @pytest.mark.parametrize("bad", [{"n_episodes": 0}, {"chunk": 0}, {"batching": "magic"}])
 def test_bad_arguments_are_refused(learner, source, bad):
     with pytest.raises(UserError, match=r"expected|must be"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -94,10 +96,14 @@ def _check_labels(split: Split, n_way: int, what: str) -> None:
     if split.n_way is not None and split.n_way != n_way:
         raise UserError(f"expected n_way={n_way} in {what}, got n_way={split.n_way}; pass the number of classes once")
     if int(y.min()) < 0 or int(y.max()) >= n_way:
-        raise UserError(
-            f"{what}.y: expected labels 0..{n_way - 1} for {n_way} classes, got "
-            f"{int(y.min())}..{int(y.max())}; relabel the classes or raise n_way"
-        )
+        raise UserError(_out_of_range(y, n_way, what))
+
+
+def _out_of_range(y: Tensor, n_way: int, what: str) -> str:
+    return (
+        f"{what}.y: expected labels 0..{n_way - 1} for {n_way} classes, got "
+        f"{int(y.min())}..{int(y.max())}; relabel the classes or raise n_way"
+    )
 
 
 def check_episode(episode: Episode, spec: Spec) -> None:
@@ -112,12 +118,47 @@ def check_episode(episode: Episode, spec: Spec) -> None:
     """
     check_split(episode.support, spec, "support")
     check_split(episode.query, spec, "query")
-    if spec.kind != "classification":
+    if spec.kind == "classification" and (absent := _absent(episode.support.y.unsqueeze(0), spec.n_outputs)):
+        raise UserError(_without_support(*absent[1:], spec.n_outputs))
+
+
+def check_classes(episodes: Episode, n_way: int, numbers: Sequence[int]) -> None:
+    """Check the labels of a batch of episodes: all below W, and each of the W classes has support.
+
+    Costs two small reductions however many episodes there are, so that it can be asked of every batch. Without it a
+    class that was never shown is scored as a mistake by methods that can answer it, and is NaN for the others.
+
+    Args:
+        episodes: T episodes; regression and sequences have no classes and pass.
+        n_way: W.
+        numbers: T numbers, by which a message calls the episodes.
+
+    Raises:
+        UserError: which episode, which class, and what to do.
+    """
+    y, asked = episodes.support.y, episodes.query.y
+    if y.dtype != torch.int64 or asked.dtype != torch.int64:
         return
-    known = set(episode.support.y.tolist())
-    if len(known) < spec.n_outputs:
-        absent = sorted(set(range(spec.n_outputs)) - known)
-        raise UserError(
-            f"support has {len(known)} classes but n_way={spec.n_outputs}: class {absent[0]} has no example; "
-            f"pass n_way={len(known)} or add a class"
-        )
+    for what, labels in (("support", y), ("query", asked)):
+        wrong = ((labels < 0) | (labels >= n_way)).any(1)
+        if bool(wrong.any()):
+            task = int(wrong.nonzero()[0])
+            raise UserError(f"episode {numbers[task]}: " + _out_of_range(labels[task], n_way, what))
+    if absent := _absent(y, n_way):
+        raise UserError(f"episode {numbers[absent[0]]}: " + _without_support(*absent[1:], n_way))
+
+
+def _absent(y: Tensor, n_way: int) -> tuple[int, int, int] | None:
+    # Of support labels (T, S): the first episode that lacks a class, that class, and how many classes it has.
+    known = torch.zeros(len(y), n_way, dtype=torch.bool, device=y.device).scatter_(1, y, True)
+    if bool(known.all()):
+        return None
+    task, lacking = (int(i) for i in (~known).nonzero()[0])
+    return task, lacking, int(known[task].sum())
+
+
+def _without_support(lacking: int, n_known: int, n_way: int) -> str:
+    return (
+        f"support has {n_known} classes but n_way={n_way}: class {lacking} has no example; "
+        f"pass n_way={n_known} or add a class"
+    )

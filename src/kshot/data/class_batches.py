@@ -28,6 +28,8 @@ class ClassBatches(TaskSource):
         UserError: the source has no fixed classes of images.
     """
 
+    shows_every_class = False
+
     def __init__(self, tasks: TaskSource) -> None:
         if not isinstance(tasks, ImageTasks):
             raise UserError(

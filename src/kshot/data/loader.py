@@ -8,6 +8,8 @@ from typing import Any
 from torch import Tensor
 
 from kshot.core import Episode, Tree, UserError, generator, tree_map
+from kshot.core.checks import check_classes
+from kshot.core.episode import n_tasks
 from kshot.data.source import TaskSource
 
 
@@ -56,11 +58,23 @@ class EpisodeLoader(Iterator[Episode | list[Episode]]):
 
         Returns:
             A batch of T / world episodes; of a varying source a list of that many batches of one episode each.
+
+        Raises:
+            UserError: a label is out of range, or a class of a task has no support.
         """
         plan = self.next_plan()
-        if isinstance(plan, list):
-            return [self.source.episodes(one) for one in plan]
-        return self.source.episodes(plan)
+        batches = [self.source.episodes(one) for one in (plan if isinstance(plan, list) else [plan])]
+        if self.source.shows_every_class:
+            self._check(batches)
+        return batches if isinstance(plan, list) else batches[0]
+
+    def _check(self, batches: list[Episode]) -> None:
+        start = (self.n_drawn - 1) * self.n_tasks
+        numbers = range(start + self.rank, start + self.n_tasks, self.world)
+        for batch in batches:
+            ways = batch.support.n_way or self.source.spec.n_outputs
+            check_classes(batch, ways, numbers[: n_tasks(batch)])
+            numbers = numbers[n_tasks(batch) :]
 
     def next_plan(self) -> Tree:
         """Draw the next outer step's tasks and return this rank's share of the plan, without gathering it.

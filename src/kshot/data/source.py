@@ -29,6 +29,7 @@ class TaskSource(ABC):
         n_query: query examples per class (or points, or steps asked).
         classes: names of the classes that tasks are made of, or None where there are none.
         varying: True where shapes differ from task to task; ``plan`` then returns a list of plans of one task each.
+        shows_every_class: False where a support need not hold every class, as a batch of plain classification.
         n_fixed: number of tasks, where they were fixed once and for all; a test takes them in order, each one once.
         run_length: how many fixed tasks in a row share their classes, and so are no independent draws.
         device: where episodes are gathered.
@@ -40,6 +41,7 @@ class TaskSource(ABC):
     n_query: int
     classes: tuple[str, ...] | None = None
     varying: bool = False
+    shows_every_class: bool = True
     n_fixed: int | None = None
     run_length: int = 1
     device: torch.device = torch.device("cpu")

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from kshot.core import Episode, Learner, Spec, Split, Tree, UserError
-from kshot.core.checks import check_episode
+from kshot.core.checks import check_classes, check_split
 from kshot.core.episode import n_tasks, select, unbind
 from kshot.core.errors import NotFiniteError
 from kshot.data.source import TaskSource
@@ -71,7 +71,8 @@ def evaluate(
         The scores.
 
     Raises:
-        UserError: the learner does not fit the tasks, answers with NaN, or an argument makes no sense.
+        UserError: the learner does not fit the tasks, answers with NaN, a class of an episode has no support, or an
+            argument makes no sense.
     """
     where = device if device is not None else _device_of(learner)
     scored = _score(
@@ -242,11 +243,16 @@ def _score(
     done = 0
     with evaluating(learner):
         for _, episodes in draw.chunks(CHUNK if chunk is None else chunk):
+            n_outputs = _outputs(episodes, source.spec)
             if answer is None:
-                check_episode(select(episodes, 0), source.spec._replace(n_outputs=_outputs(episodes, source.spec)))
+                for split, what in zip(select(episodes, 0), ("support", "query"), strict=True):
+                    check_split(split, source.spec._replace(n_outputs=n_outputs), what)
+            # Labels of every episode, or a class that was never shown would pass for one that is hard to tell.
+            check_classes(episodes, n_outputs, range(done, done + n_tasks(episodes)))
+            if answer is None:
                 answer = _batched(learner, states, batching, episodes)
             prediction = answer(episodes).double().cpu()  # (T, V, Q, W)
-            _check_answer(prediction, (episodes.query.y.shape[1], _outputs(episodes, source.spec)), learner, done)
+            _check_answer(prediction, (episodes.query.y.shape[1], n_outputs), learner, done)
             scores, bins = _metrics(prediction, episodes.query.y.cpu())
             parts.append((scores | _optimal(source, episodes, prediction.shape[1]), bins))
             done += n_tasks(episodes)

@@ -20,7 +20,6 @@ from kshot.core import Learner, UserError, generator
 from kshot.core.checks import check_episode, check_split
 from kshot.core.episode import select
 from kshot.core.errors import NotFiniteError
-from kshot.data.class_batches import ClassBatches
 from kshot.data.download import OnProgress
 from kshot.data.loader import EpisodeLoader
 from kshot.data.source import TaskSource
@@ -157,8 +156,7 @@ def _check_first(source: TaskSource) -> None:
     episode = select(source.episodes(plan[0] if isinstance(plan, list) else plan), 0)
     ways = source.spec.n_outputs if episode.support.n_way is None else episode.support.n_way
     spec = source.spec._replace(n_outputs=ways)
-    if isinstance(source, ClassBatches):
-        # A batch of plain classification need not have every class in it.
+    if not source.shows_every_class:
         check_split(episode.support, spec, "support")
         check_split(episode.query, spec, "query")
     else:
