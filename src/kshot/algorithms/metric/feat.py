@@ -16,7 +16,10 @@ lambda                  ``balance``, of the contrastive term
 ======================  ==============================================
 
 Differs from the paper: trained from the start on episodes; the paper first trains the backbone as a classifier (which
-``baseline`` does) and warms the transformer up. No dropout within the transformer.
+``baseline`` does) and warms the transformer up. No dropout within the transformer. The contrastive term divides by the
+one ``temperature``, where the authors' code has a second (its ``--temperature2``). Lambda is 0.1 by default, as in
+their commands for 5-shot tasks; for 1-shot ones with a ConvNet on miniImageNet they have 1, a temperature of 64 and a
+second one of 16.
 
 Checked by: tests/reference/test_metric.py (plain loops).
 """
@@ -71,7 +74,8 @@ class FEAT(EmbeddingLearner):
     Args:
         backbone: maps (N, ...) to embeddings (N, D), and has an attribute ``n_features``.
         temperature: what squared distances are divided by; 64 with the paper's networks on miniImageNet.
-        balance: lambda, weight of the contrastive term while training; 0.1 for 1-shot tasks with convolutions.
+        balance: lambda, weight of the contrastive term while training; with a ConvNet on miniImageNet the authors'
+            commands have 1 for 1-shot tasks and 0.1 for 5-shot ones.
 
     Raises:
         UserError: a temperature or balance that makes no sense.
