@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.optimize import minimize
-from scipy.stats import multivariate_normal
+from scipy.stats import multivariate_normal, norm
 from torch import Tensor, nn
 
 from kshot.algorithms import DKT, LRD2, R2D2, LinearProbe, MetaOptNet
@@ -142,12 +142,25 @@ def test_dkt_is_a_gaussian_process(name: str, kind: str) -> None:
         got, spread = learner.predictive(learner.adapt(one.support), one.query.x)
     np.testing.assert_allclose(got.numpy(), expected, rtol=1e-8, atol=1e-8)
     np.testing.assert_allclose(spread.numpy(), variance + noise, rtol=1e-7)
-    np.testing.assert_allclose(answers(learner, one), expected, rtol=1e-8, atol=1e-8)
+    logits = 2 * expected / (variance + noise)[:, None] if kind == "classification" else expected
+    np.testing.assert_allclose(answers(learner, one), logits, rtol=1e-7, atol=1e-8)
 
     whole, both = np.vstack([x, xq]), np.vstack(targets)
     density = multivariate_normal(np.full(len(whole), mean), kernel(learner, whole, whole) + noise * np.eye(len(whole)))
     logs = [density.logpdf(column) for column in both.T]
     assert float(learner.outer_loss(one)) == pytest.approx(-sum(logs) / len(whole), rel=1e-8)
+
+
+@pytest.mark.parametrize("name", ["bncossim", "cosine", "linear", "rbf"])
+def test_dkt_gives_the_probabilities_of_bayes_rule(name: str) -> None:
+    """Class by class: how likely its targets are, +1 in its own place and -1 elsewhere, under what is predicted."""
+    one, learner = synthetic_episode(SPEC, n_shot=4, n_query=3), ready(DKT(Flat((6,)), kernel=name))  # pyright: ignore[reportArgumentType]
+    mean, variance = (t.numpy() for t in learner.predictive(learner.adapt(one.support), one.query.x))
+    likely = [norm.pdf(2 * labels(torch.tensor([c])) - 1, mean, np.sqrt(variance)[:, None]).prod(1) for c in range(3)]
+    by_hand = np.stack(likely, 1) / np.sum(likely, 0)[:, None]
+    got = torch.from_numpy(answers(learner, one)).softmax(-1).numpy()
+    np.testing.assert_allclose(got, by_hand, rtol=1e-8, atol=1e-12)
+    assert (got.argmax(1) == mean.argmax(1)).all()
 
 
 def test_dkt_normalises_each_task_while_training_and_remembers_for_the_test() -> None:
