@@ -267,6 +267,21 @@ def test_every_page_is_linked_from_the_index():
     assert not [name for name in NAMES if name.startswith("docs/") and (ROOT / name) not in {*linked, index}]
 
 
+# Tests that a page names
+
+
+def test_the_page_of_bad_input_names_tests_that_exist():
+    page = (ROOT / "docs/know/bad-input.md").read_text(encoding="utf-8")
+    named = re.findall(r"`(?:(tests/[\w/]+\.py)::)?(test_\w+)`", page)
+    assert len(named) > 10
+    for path, name in named:
+        where = ROOT / (path or "tests/algorithms/test_bad_input.py")
+        assert f"\ndef {name}(" in where.read_text(encoding="utf-8"), f"{where.name} has no {name}"
+    ours = (ROOT / "tests/algorithms/test_bad_input.py").read_text(encoding="utf-8")
+    kept = re.findall(r"^def (test_\w+)", ours, re.MULTILINE)
+    assert set(kept) <= {name for _, name in named}
+
+
 # Names
 
 
