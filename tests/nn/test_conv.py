@@ -19,6 +19,8 @@ SIZES = {  # (channels, side, downsample) -> D with 64 filters, and number of pa
     "MAML on Omniglot": ((1, 28, "stride"), 256, 111_936),
     "miniImageNet": ((3, 84, "pool"), 1600, 113_088),
 }
+#: (channels, side) -> D with 512 filters, and number of parameters; as docs/do/train.md has them.
+CONV4_512 = {"28 x 28": ((1, 28), 512, 7_088_640), "84 x 84 in colour": ((3, 84), 12_800, 7_097_856)}
 
 
 @pytest.mark.parametrize(("network", "n_features", "n_parameters"), SIZES.values(), ids=SIZES.keys())
@@ -28,6 +30,18 @@ def test_sizes_of_the_papers(network: tuple[int, int, str], n_features: int, n_p
     assert conv.n_features == n_features
     assert conv(torch.zeros(2, channels, side, side)).shape == (2, n_features)
     assert sum(p.numel() for p in conv.parameters()) == n_parameters
+
+
+@pytest.mark.parametrize(("image", "n_features", "n_parameters"), CONV4_512.values(), ids=CONV4_512.keys())
+def test_conv4_512_embeds_images_of_either_size(image: tuple[int, int], n_features: int, n_parameters: int) -> None:
+    channels, side = image
+    conv = Conv4(channels, 512, side).eval()
+    z = conv(images(2, channels, side, side).float())
+    assert z.shape == (2, n_features) == (2, conv.n_features)
+    assert bool(torch.isfinite(z).all())
+    assert not torch.equal(z[0], z[1])
+    assert sum(p.numel() for p in conv.parameters()) == n_parameters
+    assert conv.design is None  # no compiled kernel knows so many filters
 
 
 @pytest.mark.parametrize("side", [16, 17, 31, 33])
