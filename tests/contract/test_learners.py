@@ -140,11 +140,19 @@ def leaking(name: str, normalisation: str) -> bool:
     return found.family == "transductive" or (normalisation == "episode" and found.learner.trained_on != "nothing")
 
 
-@pytest.mark.parametrize("name", [name for name, m in methods().items() if m.family == "transductive"])
-def test_the_leak_clause_catches_every_transductive_method(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+#: What sees the queries together by its own nature, and what does through batch statistics of the queries.
+LEAKS = [(name, None) for name, m in methods().items() if m.family == "transductive"]
+LEAKS += [(name, "episode") for name, kind in PAIRS if kind == "classification" and leaking(name, "episode")]
+
+
+@pytest.mark.parametrize(("name", "normalisation"), LEAKS)
+def test_the_leak_clause_catches_whatever_lets_queries_see_each_other(
+    name: str, normalisation: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build = built(name, normalisation)
     monkeypatch.setattr(methods()[name].learner, "transductive", False)
     with pytest.raises(ContractError, match="breaks the clause 'leak'"):
-        check_learner(built(name), SPECS["classification"], clauses=["leak"])
+        check_learner(build, SPECS["classification"], clauses=["leak"])
 
 
 @pytest.mark.parametrize(("name", "options"), [(n, o) for n, each in OPTIONS.items() for o in each])
