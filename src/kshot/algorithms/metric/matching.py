@@ -16,8 +16,9 @@ f(x_hat, S)             ``_context_of_queries``, K = ``n_processing`` steps
 ======================  ==============================================
 
 Differs from the paper: the cosine is multiplied by ``scale`` before the softmax. The paper has no such factor (scale
-1); attention is then nearly flat over many examples. Full context embeddings are off by
-default, as in the paper's results on Omniglot.
+1); attention is then nearly flat over many examples. Full context embeddings are off by default, as in the paper's
+results on Omniglot; where they are on, a query's LSTM starts at h_0 = f'(x), the embedding itself, so that its first
+look at the support already asks something. The paper's equations give no start; code by others takes this one too.
 
 Checked by: tests/reference/test_metric.py (plain loops and PyTorch's own LSTM).
 """
