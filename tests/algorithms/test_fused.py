@@ -6,6 +6,7 @@ from kshot.algorithms import (
     ANIL,
     BOIL,
     DNC,
+    FEAT,
     LSTM,
     MAML,
     NTM,
@@ -21,6 +22,7 @@ from kshot.core import Episode, Spec, Split, UserError
 from kshot.core.episode import to
 from kshot.engine.auto import candidates
 from kshot.engine.batch import Batching, OuterStep
+from kshot.engine.inner import adam, clipped, momentum, sgd
 from kshot.nn import native
 from kshot.nn.conv import Conv4
 
@@ -221,6 +223,152 @@ def test_auto_offers_the_kernels_only_where_they_serve():
         assert Batching("fused") not in candidates(other, episodes)
         with pytest.raises(UserError, match="no fused batching"):
             OuterStep(other, Batching("fused"))
+
+
+def _by_another_rule(rule):
+    class Steps(MAML):
+        def inner(self, n_steps):
+            return super().inner(n_steps)._replace(rule=rule)
+
+    return Steps
+
+
+class _Scaled(MAML):
+    def support_loss(self, weights, support, step):
+        loss, weights = super().support_loss(weights, support, step)
+        return 0.5 * loss, weights
+
+
+class _Mixin:
+    def outer_loss(self, episode):
+        return 3 * super().outer_loss(episode)
+
+
+class _Tripled(_Mixin, MAML):
+    pass
+
+
+class _Moved(MAML):
+    def start(self, support):
+        weights = super().start(support)
+        return weights._replace(params={k: 0.9 * p for k, p in weights.params.items()})
+
+
+class _Cut(MAML):
+    def inner(self, n_steps):
+        return super().inner(n_steps)._replace(truncate=1)
+
+
+class _Prior(ProtoMAML):
+    def start(self, support):
+        weights = super().start(support)
+        return weights._replace(params={k: 0.9 * p for k, p in weights.params.items()})
+
+
+class _Once(MAMLpp):
+    def path(self, support, n_steps, *, every):
+        yield from super().path(support, 1, every=every)
+
+
+class _TripledANIL(_Mixin, ANIL):
+    pass
+
+
+def _published(kind):
+    return next(c for c in kind.__mro__ if c.__module__.startswith("kshot"))
+
+
+def _gradient_learner(kind):
+    body, head = _maml().model
+    if issubclass(kind, ANIL):
+        return kind(body, head, inner_lr=0.1, n_inner_steps=3).double().train()
+    model = body if issubclass(kind, ProtoMAML) else nn.Sequential(body, head)
+    return kind(model, inner_lr=0.1, n_inner_steps=3).double().train()
+
+
+RULES = {"momentum": momentum(0.9), "adam": adam(), "clipped": clipped(sgd(), 0.1)}
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [*map(_by_another_rule, RULES.values()), _Scaled, _Tripled, _Moved, _Cut, _Prior, _Once, _TripledANIL],
+    ids=[*RULES, "support loss", "outer loss", "start", "truncated", "start of ProtoMAML", "path", "ANIL"],
+)
+def test_a_subclass_that_steps_otherwise_is_not_left_to_the_kernels(kind):
+    learner = _gradient_learner(kind)
+    assert _gradient_learner(_published(kind)).fused
+    assert not learner.fused
+    assert Batching("fused") not in candidates(learner, _episodes(2))
+
+
+def test_a_method_that_is_replaced_on_the_object_is_not_left_to_the_kernels():
+    learner = _maml()
+    learner.support_loss = lambda weights, support, step: MAML.support_loss(learner, weights, support, 0)
+    assert not learner.fused
+
+
+def test_a_subclass_whose_settings_alone_differ_is_still_computed_by_kernels():
+    class Slower(MAML):
+        def inner(self, n_steps):
+            return super().inner(n_steps)._replace(lr=[0.1, 0.05, 0.025], adapted=("1.*",), rule=sgd())
+
+    learner = _gradient_learner(Slower)
+    assert learner.fused
+    _agree(learner, _episodes(2))
+
+
+def test_a_subclass_that_brings_its_own_kernels_speaks_for_itself():
+    class Both(_Tripled):
+        def fused_losses(self, episodes):
+            return 3 * super().fused_losses(episodes)
+
+    learner = _gradient_learner(Both)
+    assert learner.fused
+    _agree(learner, _episodes(2))
+
+
+class _TripledProtoNet(_Mixin, ProtoNet):
+    pass
+
+
+class _Shrunk(ProtoNet):
+    def fit_head(self, support):
+        return 0.5 * super().fit_head(support)
+
+
+class _TripledNTM(_Mixin, NTM):
+    pass
+
+
+class _TripledLSTM(_Mixin, LSTM):
+    pass
+
+
+class _TripledFEAT(_Mixin, FEAT):
+    pass
+
+
+@pytest.mark.parametrize("kind", [_TripledProtoNet, _Shrunk, _TripledFEAT, _TripledNTM, _TripledLSTM])
+def test_a_subclass_of_another_loss_is_taken_task_by_task(kind):
+    spec = Spec("classification", (1, 28, 28), 3)
+    for cls, known in ((kind, False), (_published(kind), True)):
+        learner = cls.from_backbone(Conv4(normalisation="running"), spec).double().train()
+        assert (learner.fused, learner.native) == (known, known), cls
+
+
+def test_a_conv4_of_another_forward_is_not_left_to_the_kernels():
+    class Doubled(Conv4):
+        def forward(self, x):
+            return 2 * super().forward(x)
+
+    assert not MAML(nn.Sequential(Doubled(normalisation="episode"), nn.Linear(64, 3))).train().fused
+    assert not ProtoNet(Doubled()).train().fused
+    hooked = _protonet()
+    hooked.backbone.register_forward_hook(lambda module, inputs, output: 2 * output)
+    assert not hooked.fused
+    learner = _maml()
+    learner.model[1].register_forward_hook(lambda module, inputs, output: 2 * output)
+    assert not learner.fused
 
 
 def test_kernels_are_compiled_already():

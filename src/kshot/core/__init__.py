@@ -3,7 +3,7 @@
 from kshot.core.encoder import Encoder, OnProgress
 from kshot.core.episode import Episode, Split
 from kshot.core.errors import DivergedError, UserError
-from kshot.core.learner import Kind, Learner, Spec, task_loss
+from kshot.core.learner import Kind, Learner, Spec, task_loss, unchanged_since
 from kshot.core.random import generator
 from kshot.core.registry import Method, method, methods, register
 from kshot.core.tree import Tree, tree_map
@@ -26,4 +26,5 @@ __all__ = [
     "register",
     "task_loss",
     "tree_map",
+    "unchanged_since",
 ]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
@@ -215,6 +216,25 @@ def module_is_transductive(module: nn.Module) -> bool:
     if said is not None:
         return bool(said)
     return isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None
+
+
+def unchanged_since(learner: Learner, way: str, names: Iterable[str]) -> bool:
+    """Tell whether a way to take many tasks still knows the methods that it does not call.
+
+    A class that declares such a way, say ``fused_losses``, speaks for the methods as it has or inherits them. Whoever
+    overrides one of them later, and not the way, has changed what the way should compute.
+
+    Args:
+        learner: any.
+        way: name of the method that computes the same as others do.
+        names: of those others.
+
+    Returns:
+        True if no subclass of the class that declares ``way``, nor the object itself, overrides any of them.
+    """
+    cls = type(learner)
+    speaker = next(c for c in cls.__mro__ if way in vars(c))
+    return all(name not in vars(learner) and getattr(cls, name) is getattr(speaker, name) for name in names)
 
 
 def options_of(cls: type[Learner]) -> dict[str, inspect.Parameter]:

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kshot.core.episode import Episode, Split
-from kshot.core.learner import Learner, Spec, task_loss
+from kshot.core.learner import Learner, Spec, task_loss, unchanged_since
 from kshot.core.tree import Tree, tree_map
 from kshot.engine.inner import Named, Weights, call, weights_of
 from kshot.nn.conv import by_kernels, known_to_kernels
@@ -109,13 +109,15 @@ class EmbeddingLearner(Learner):
 
     @property
     def native(self) -> bool:
-        """True if the backbone takes a task axis and needs no statistics from ``adapt``."""
-        return getattr(self.backbone, "takes_tasks", False) and not uses_support_statistics(self.backbone)
+        """True if the backbone takes a task axis, needs no statistics from ``adapt``, and the loss is the usual one."""
+        takes = getattr(self.backbone, "takes_tasks", False) and not uses_support_statistics(self.backbone)
+        return takes and unchanged_since(self, "outer_losses", ("outer_loss",))
 
     @property
     def fused(self) -> bool:
         """True if a compiled kernel embeds by the very backbone, while training."""
-        return self.training and by_kernels(self.backbone)
+        known = unchanged_since(self, "fused_losses", ("outer_loss",))
+        return self.training and known and by_kernels(self.backbone)
 
     def adapt(self, support: Split) -> TaskHead:
         """Embed the support and fit the head.

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kshot.core import Episode, Learner, Spec, Split, Tree, UserError, tree_map
+from kshot.core import Episode, Learner, Spec, Split, Tree, UserError, tree_map, unchanged_since
 from kshot.core.functional import functional_call
 from kshot.engine.divergence import Watch
 from kshot.engine.embedding import Embed, embed_queries, embed_support
@@ -116,13 +116,15 @@ class Reader(Learner):
 
     @property
     def native(self) -> bool:
-        """True if the backbone takes a task axis and needs no statistics from ``adapt``."""
-        return getattr(self.backbone, "takes_tasks", False) and not uses_support_statistics(self.backbone)
+        """True if the backbone takes a task axis, needs no statistics from ``adapt``, and the loss is the usual one."""
+        takes = getattr(self.backbone, "takes_tasks", False) and not uses_support_statistics(self.backbone)
+        return takes and unchanged_since(self, "outer_losses", ("outer_loss",))
 
     @property
     def fused(self) -> bool:
         """True if compiled kernels run the cell, or embed by the very backbone, while training."""
-        if not (self.native and self.training):
+        known = unchanged_since(self, "fused_losses", ("outer_loss",))
+        if not (self.native and self.training and known):
             return False
         return self.cell.can_fuse() or by_kernels(self.backbone)
 

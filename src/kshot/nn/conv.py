@@ -129,7 +129,7 @@ class Conv4(nn.Module):
         return sum(block.pool for block in self._own)
 
     def _known(self, works: Callable[[torch.dtype, native.Design], bool]) -> bool:
-        if self.design is None or _is_hooked(self.blocks) or not all(_is_plain(block) for block in self.blocks):
+        if self.design is None or is_hooked(self.blocks) or not all(_is_plain(block) for block in self.blocks):
             return False
         kinds = {(p.dtype, p.device.type) for p in self.parameters()}
         dtype, device = next(iter(kinds))
@@ -245,9 +245,10 @@ def by_kernels(module: nn.Module) -> TypeGuard[Conv4]:
         module: any network.
 
     Returns:
-        True for a Conv4 that they know, which is ``fusable``.
+        True for a Conv4 that they know, which is ``fusable``; not for one with a ``forward`` of its own.
     """
-    return isinstance(module, Conv4) and module.fusable
+    own = isinstance(module, Conv4) and type(module).forward is Conv4.forward
+    return own and not is_hooked(module) and module.fusable
 
 
 def known_to_kernels(module: nn.Module) -> Conv4:
@@ -267,8 +268,16 @@ def known_to_kernels(module: nn.Module) -> Conv4:
     return module
 
 
-def _is_hooked(blocks: nn.Module) -> bool:
-    return any(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks for m in blocks.modules())
+def is_hooked(module: nn.Module) -> bool:
+    """Tell whether hooks could change what a network computes, of which kernels know nothing.
+
+    Args:
+        module: the network.
+
+    Returns:
+        True if any of its layers has one.
+    """
+    return any(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks for m in module.modules())
 
 
 def _is_plain(block: nn.Module) -> bool:

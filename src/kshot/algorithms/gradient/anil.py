@@ -29,7 +29,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kshot.core import Episode, Spec, Split, register, task_loss
+from kshot.core import Episode, Spec, Split, register, task_loss, unchanged_since
 from kshot.engine.inner import Inner, InnerLoop, Weights, call, check_rate, unrolled, weights_of
 from kshot.nn.conv import by_kernels, known_to_kernels
 from kshot.nn.norm import collecting, uses_support_statistics
@@ -103,7 +103,8 @@ class ANIL(InnerLoop):
     def fused(self) -> bool:
         """True if compiled kernels embed by the very body, while training."""
         body, head = self.model.get_submodule("0"), self.model.get_submodule("1")
-        return self.training and by_kernels(body) and not any(True for _ in head.buffers())
+        known = unchanged_since(self, "fused_losses", ("start", "run", "adapt", "path", "keep_buffers", "outer_loss"))
+        return self.training and known and by_kernels(body) and not any(True for _ in head.buffers())
 
     def fused_losses(self, episodes: Episode) -> Tensor:
         """Embed the examples of all tasks by compiled kernels; the head alone has an inner loop.

@@ -122,6 +122,14 @@ class Reptile(FusedInnerLoop):
         """
         return super().support_loss(weights, _batch(support, step, self.inner_batch), step)
 
+    def kernels_know_steps(self) -> bool:
+        """Say that any steps will do: the method takes them itself, and kernels the gradient of each.
+
+        Returns:
+            True.
+        """
+        return True
+
     def fused_losses(self, episodes: Episode) -> Tensor:
         """Train on tasks one after the other, with compiled kernels for every inner step.
 

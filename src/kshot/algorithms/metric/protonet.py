@@ -27,13 +27,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kshot.core import Episode, UserError, register, tree_map
+from kshot.core import Episode, UserError, register, tree_map, unchanged_since
 from kshot.engine.embedding import Embed, EmbeddingLearner, Labelled
 from kshot.nn import native
 from kshot.nn.conv import known_to_kernels
 from kshot.nn.heads import class_means, squared_distances
 
 DISTANCES = ("squared_euclidean", "cosine")
+_WRITTEN_OUT = ("fit_head", "apply_head", "head_loss")
 
 
 @register(
@@ -82,6 +83,16 @@ class ProtoNet(EmbeddingLearner):
         if self.distance == "cosine":
             return F.normalize(z, dim=-1) @ F.normalize(head, dim=-1).mT - 1
         return -squared_distances(z, head)
+
+    @property
+    def native(self) -> bool:
+        """As of any embedding, unless a subclass changes the prototypes or the loss, which are written out here."""
+        return super().native and unchanged_since(self, "_losses", _WRITTEN_OUT)
+
+    @property
+    def fused(self) -> bool:
+        """As of any embedding, unless a subclass changes the prototypes or the loss, which the kernels know."""
+        return super().fused and unchanged_since(self, "fused_losses", _WRITTEN_OUT)
 
     def fused_losses(self, episodes: Episode) -> Tensor:
         """Losses by compiled kernels, gradient and all; for cosines the embedding alone.

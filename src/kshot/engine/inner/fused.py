@@ -8,25 +8,39 @@ derivatives need no graph there.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from kshot.core import Episode
+from kshot.core import Episode, unchanged_since
 from kshot.engine.inner.learner import InnerLoop, one_by_one
-from kshot.engine.inner.rules import rate_at
+from kshot.engine.inner.rules import is_plain, rate_at
 from kshot.engine.inner.steps import Inner, matching
 from kshot.engine.inner.weights import weights_of
 from kshot.nn import native
-from kshot.nn.conv import by_kernels
+from kshot.nn.conv import by_kernels, is_hooked
 from kshot.nn.norm import normalisation_of
 
 
 class FusedInnerLoop(InnerLoop):
     """An inner loop of plain gradient steps, whose outer gradient kernels compute where the network is one of theirs.
 
-    ``inner`` says all that they need; its rule must be plain descent.
+    ``inner`` says all that they need. Where a subclass steps by another rule than plain descent, or overrides one of
+    ``GRANTED``, they are left out, unless it brings ``fused_losses`` of its own.
     """
+
+    #: What the kernels compute without calling it.
+    GRANTED: ClassVar[tuple[str, ...]] = (
+        "start",
+        "run",
+        "support_loss",
+        "adapt",
+        "path",
+        "with_statistics",
+        "keep_buffers",
+        "outer_loss",
+    )
 
     @property
     def fused(self) -> bool:
@@ -34,7 +48,7 @@ class FusedInnerLoop(InnerLoop):
         if type(self.model) is not nn.Sequential or len(self.model) != 2:
             return False
         backbone, head = self.model
-        linear = type(head) is nn.Linear and head.bias is not None
+        linear = type(head) is nn.Linear and head.bias is not None and not is_hooked(self.model)
         return linear and self.kernels_know(backbone) and head.weight.dtype == next(backbone.parameters()).dtype
 
     def kernels_know(self, backbone: nn.Module) -> bool:
@@ -44,10 +58,21 @@ class FusedInnerLoop(InnerLoop):
             backbone: the network without its head.
 
         Returns:
-            True for a Conv4 that they know, while training.
+            True for a Conv4 that they know, while training, and for steps that they know.
         """
-        whole = self.training and not self.truncated and normalisation_of(backbone) == "episode"
-        return whole and by_kernels(backbone)
+        whole = self.training and normalisation_of(backbone) == "episode"
+        return whole and by_kernels(backbone) and self.kernels_know_steps()
+
+    def kernels_know_steps(self) -> bool:
+        """Tell whether kernels take the steps that this method takes.
+
+        Returns:
+            True for plain descent, differentiated through all steps, by the methods that ``fused_losses`` knows.
+        """
+        if not unchanged_since(self, "fused_losses", self.GRANTED):
+            return False
+        n, steps = self.n_steps(), self.inner(self.n_steps())
+        return is_plain(steps.rule) and steps.n_steps == n and not 0 < steps.truncate < n
 
     def fused_losses(self, episodes: Episode) -> Tensor:
         """Outer losses by compiled kernels, whose gradient runs backward through the steps without a graph.

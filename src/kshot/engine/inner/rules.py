@@ -36,13 +36,28 @@ class Rule(NamedTuple):
     tensors: Tree = ()
 
 
+_SGD = Rule(lambda params: (), lambda grads, memory, step, tensors: (grads, memory))
+
+
 def sgd() -> Rule:
     """Gradient descent: the direction is the gradient.
 
     Returns:
         The rule.
     """
-    return Rule(lambda params: (), lambda grads, memory, step, tensors: (grads, memory))
+    return _SGD
+
+
+def is_plain(rule: Rule | None) -> bool:
+    """Tell whether a rule is gradient descent.
+
+    Args:
+        rule: of an inner loop, where None is gradient descent.
+
+    Returns:
+        True for None and for ``sgd()``.
+    """
+    return rule is None or rule is _SGD
 
 
 def momentum(mu: float = 0.9) -> Rule:
