@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from kshot.algorithms import IMAML, MAML, MAMLpp
+from kshot.algorithms import IMAML, MAML, MAMLpp, MetaSGD
 from kshot.core import DivergedError, Episode, Spec, Split, UserError, task_loss
-from kshot.core.episode import unbind
+from kshot.core.episode import to, unbind
 from kshot.data.loader import EpisodeLoader
 from kshot.data.sinusoid import Sinusoid
 from kshot.engine.batch import Batching, OuterStep
@@ -257,6 +257,28 @@ def test_any_module_can_be_the_backbone(network: type[nn.Module], make: type[MAM
     else:
         grads = torch.autograd.grad(loss(*values), values, materialize_grads=True)
         assert all(bool(torch.isfinite(g).all()) for g in grads)
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("make", [MAML, MetaSGD, IMAML])
+def test_an_lstm_in_float32_is_differentiated_as_in_float64(
+    make: type[MAML], recompute: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In float64, as above, oneDNN's LSTM takes no part; it has no second derivative."""
+    monkeypatch.setattr(weights, "_told", set())
+    episodes = Episode(*(Split(s.x.unsqueeze(0), s.y.unsqueeze(0)) for s in rows()))
+    found = []
+    for dtype in (torch.float64, torch.float32):
+        torch.manual_seed(0)
+        learner = make(Recurs(), inner_lr=0.2, n_inner_steps=3).to(dtype).train()
+        step = OuterStep(learner, Batching("loop", recompute=recompute))
+        if dtype == torch.float32:
+            with pytest.warns(OtherPathWarning, match="LSTM layers run by PyTorch's own kernels"):
+                step(to(episodes, "cpu", dtype))
+        found.append(step(to(episodes, "cpu", dtype)).grads)  # once told, a second warning would be an error here
+    for name, exact in found[0].items():
+        torch.testing.assert_close(found[1][name].double(), exact, rtol=1e-3, atol=1e-6, msg=name)  # float32, 3 steps
+    assert torch.backends.mkldnn.enabled  # as it was
 
 
 def test_another_path_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -133,8 +133,9 @@ _told: set[str] = set()
 def twice_differentiable() -> Iterator[None]:
     """While open, ``call`` runs networks by paths that can be differentiated twice.
 
-    Fused attention has no second derivative on any device, cuDNN's recurrent layers have none on a GPU. Attention then
-    runs as matrix products, recurrent layers by PyTorch's own kernels; ``call`` says so once for each kind.
+    Fused attention has no second derivative on any device, cuDNN's recurrent layers have none on a GPU, oneDNN's LSTM
+    has none on a CPU. Attention then runs as matrix products, recurrent layers by PyTorch's own kernels; ``call`` says
+    so once for each kind.
 
     Yields:
         Nothing.
@@ -151,28 +152,36 @@ def _second_derivatives(module: nn.Module) -> Iterator[None]:
     kinds = {_kind_without(m) for m in module.modules()}
     for kind in sorted(kinds - {""}):
         _tell(kind)
-    before = torch.backends.cudnn.enabled
-    torch.backends.cudnn.enabled = before and RECURRENT not in kinds
+    cudnn, onednn = torch.backends.cudnn.enabled, torch.backends.mkldnn.enabled
+    torch.backends.cudnn.enabled = cudnn and RECURRENT not in kinds
+    torch.backends.mkldnn.enabled = onednn and LSTM not in kinds  # pyright: ignore[reportAttributeAccessIssue]
     try:
         # Attention may also be a function within a layer that is not ours, so its path is set in any case.
         with sdpa_kernel(SDPBackend.MATH):
             yield
     finally:
-        torch.backends.cudnn.enabled = before
+        torch.backends.cudnn.enabled = cudnn
+        torch.backends.mkldnn.enabled = onednn  # pyright: ignore[reportAttributeAccessIssue]
 
 
-ATTENTION, RECURRENT = "attention", "recurrent layers"
+ATTENTION, RECURRENT, LSTM = "attention", "recurrent layers", "LSTM layers"
 _PATHS = {
     ATTENTION: "matrix products in the place of the fused kernel",
     RECURRENT: "PyTorch's own kernels in the place of cuDNN's",
+    LSTM: "PyTorch's own kernels in the place of oneDNN's",
 }
 
 
 def _kind_without(module: nn.Module) -> str:
     if isinstance(module, nn.MultiheadAttention):
         return ATTENTION
-    on_gpu = isinstance(module, nn.RNNBase) and any(p.is_cuda for p in module.parameters())
-    return RECURRENT if on_gpu else ""
+    if not isinstance(module, nn.RNNBase):
+        return ""
+    if any(p.is_cuda for p in module.parameters()):
+        return RECURRENT
+    # oneDNN has no float64, and of recurrent layers only this one.
+    by_onednn = isinstance(module, nn.LSTM) and torch.backends.mkldnn.is_available()
+    return LSTM if by_onednn and any(p.dtype != torch.float64 for p in module.parameters()) else ""
 
 
 def _tell(kind: str) -> None:
