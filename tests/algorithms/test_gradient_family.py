@@ -207,6 +207,33 @@ def test_a_layer_that_is_not_called_is_named() -> None:
     CAVIA(Aside(), layer="busy").double().adapt(synthetic_episode(VECTORS).support)
 
 
+@pytest.mark.filterwarnings("ignore::kshot.engine.inner.OtherPathWarning")
+def test_the_context_of_cavia_passes_by_a_layer_of_attention_that_is_never_called() -> None:
+    class Rows(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.TransformerEncoderLayer(4, 2, 8, dropout=0.0, batch_first=True)
+            self.head = nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.layer(x).mean(1))
+
+    learner = CAVIA(Rows(), n_context=3).double()
+    assert learner.place == ("layer.linear1", 8, False)
+    g = torch.Generator().manual_seed(0)
+    support, query = (
+        Split(torch.randn(3, 5, 4, generator=g).double(), torch.randn(3, 2, generator=g).double()) for _ in range(2)
+    )
+    learner.train().outer_loss(Episode(support, query)).backward()
+    assert learner.modulation.weight.grad is not None
+    assert float(learner.modulation.weight.grad.abs().sum()) > 0
+    with torch.no_grad():  # where PyTorch has a faster path, which calls no layer
+        state = learner.eval().adapt(support)
+    assert float(state.params["context"].abs().sum()) > 0
+    with pytest.raises(UserError, match=r"those of this network are layer\.linear1, layer\.linear2, head"):
+        CAVIA(Rows(), layer="layer.self_attn.out_proj")
+
+
 @pytest.mark.parametrize("name", [n for n, m in methods().items() if m.family == "gradient"])
 def test_settings_of_the_papers_build_and_make_a_sensible_number_of_steps(name: str) -> None:
     cls = methods()[name].learner

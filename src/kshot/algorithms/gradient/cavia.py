@@ -18,7 +18,9 @@ gamma, beta             ``modulation`` of channels (FiLM, section 3.4)
 
 Differs from the paper: none known for the sinusoid, where phi is concatenated to the input of the first layer, which is
 the same as adding a linear function of phi to its output. For images FiLM stands behind the third convolution and its
-normalisation. A network in which neither is found takes the name of a layer.
+normalisation, before the pooling, as h * (1 + scale) + shift, both linear in phi without a bias, so that phi = 0 leaves
+the network as it is; the authors' code has gamma * h + beta with biases, behind the pooling. A network in which neither
+is found takes the name of a layer.
 
 Checked by: tests/reference/test_gradient_family.py (plain loops, phi concatenated to the input),
 tests/algorithms/test_gradient_family.py.
@@ -183,7 +185,9 @@ def find_place(model: nn.Module, layer: str = "") -> Place:
     """
     modules = dict(model.named_modules())
     convolutions = [k for k, m in modules.items() if isinstance(m, nn.Conv2d)]
-    linear = [k for k, m in modules.items() if isinstance(m, nn.Linear)]
+    # PyTorch's attention holds the weights of its last layer in a module that it never calls.
+    uncalled = nn.modules.linear.NonDynamicallyQuantizableLinear
+    linear = [k for k, m in modules.items() if isinstance(m, nn.Linear) and not isinstance(m, uncalled)]
     name = layer or (convolutions[:3][-1] if convolutions else linear[0] if linear else "")
     if name not in (*convolutions, *linear):
         raise UserError(
