@@ -281,15 +281,16 @@ def test_an_lstm_in_float32_is_differentiated_as_in_float64(
     assert torch.backends.mkldnn.enabled  # as it was
 
 
-def test_another_path_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("network", [Attends, Attends2])  # a layer that is known by its type, and a function
+def test_another_path_is_told_once(network: type[nn.Module], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(weights, "_told", set())
-    learner = MAML(Attends(), inner_lr=0.1).double().train()
+    learner = MAML(network(), inner_lr=0.1).double().train()
     with pytest.warns(OtherPathWarning, match="attention run by matrix products"):
         learner.outer_loss(rows())
     learner.outer_loss(rows())  # a second warning would be an error here
     # First order, and adapting without a gradient, keep the faster path; nothing is said.
     monkeypatch.setattr(weights, "_told", set())
-    MAML(Attends(), inner_lr=0.1, first_order=True).double().train().outer_loss(rows()).backward()
+    MAML(network(), inner_lr=0.1, first_order=True).double().train().outer_loss(rows()).backward()
     with torch.no_grad():
         learner.adapt(rows().support)
 

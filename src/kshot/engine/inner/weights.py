@@ -6,13 +6,16 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
-from typing import NamedTuple
+from typing import Any, NamedTuple
+from weakref import WeakSet
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
 
 from kshot.core.functional import functional_call
 from kshot.core.tree import Tree
@@ -127,6 +130,7 @@ class OtherPathWarning(UserWarning):
 
 _twice: ContextVar[bool] = ContextVar("twice", default=False)
 _told: set[str] = set()
+_seen: WeakSet[nn.Module] = WeakSet()
 
 
 @contextmanager
@@ -135,7 +139,7 @@ def twice_differentiable() -> Iterator[None]:
 
     Fused attention has no second derivative on any device, cuDNN's recurrent layers have none on a GPU, oneDNN's LSTM
     has none on a CPU. Attention then runs as matrix products, recurrent layers by PyTorch's own kernels; ``call`` says
-    so once for each kind.
+    so once for each kind. Attention that is a function within a layer is seen at the first call of the network.
 
     Yields:
         Nothing.
@@ -157,11 +161,21 @@ def _second_derivatives(module: nn.Module) -> Iterator[None]:
     torch.backends.mkldnn.enabled = onednn and LSTM not in kinds  # pyright: ignore[reportAttributeAccessIssue]
     try:
         # Attention may also be a function within a layer that is not ours, so its path is set in any case.
-        with sdpa_kernel(SDPBackend.MATH):
+        with sdpa_kernel(SDPBackend.MATH), nullcontext() if module in _seen else _Seeing():
             yield
+        _seen.add(module)
     finally:
         torch.backends.cudnn.enabled = cudnn
         torch.backends.mkldnn.enabled = onednn  # pyright: ignore[reportAttributeAccessIssue]
+
+
+class _Seeing(TorchFunctionMode):
+    """Sees attention that is a function; it costs a little at every operation, so it is open once for each network."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is F.scaled_dot_product_attention:
+            _tell(ATTENTION)
+        return func(*args, **(kwargs or {}))
 
 
 ATTENTION, RECURRENT, LSTM = "attention", "recurrent layers", "LSTM layers"
