@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from kshot.algorithms import MAML
-from kshot.bench import cases, peers, plain
+from kshot.bench import cases, equal, peers, plain, sinusoid
 from kshot.bench.result import lines_of
 from kshot.bench.timing import Timing
 from kshot.core import UserError
@@ -52,6 +52,36 @@ def test_a_case_reports_contenders_ratio_and_share_of_the_peak():
     assert result.extra["operations"] > 1e9
     gap = float(result.agreement.split("kshot ")[1].split(",")[0])
     assert gap < 1e-3
+    assert result.least == 1.8
+    assert result.against == ("learn2learn" if peers.installed("learn2learn") else "plain eager loop")
+
+
+def _bent(step):
+    return lambda *args: {k: 1.01 * g for k, g in step(*args).items()}  # off by one part in a hundred
+
+
+def test_a_step_that_is_not_the_plain_loop_s_is_not_timed(monkeypatch):
+    monkeypatch.setattr(plain, "maml_step", _bent(plain.maml_step))
+    monkeypatch.setattr(cases, "take_turns", lambda *_: pytest.fail("it was timed"))
+    with pytest.raises(UserError, match=r"maml-step-1: expected kshot's gradient within 0.005 .* got 9.9e-03"):
+        cases.maml_step(rounds=1, n_inner_steps=1, n_tasks=2)
+    monkeypatch.setattr(sinusoid, "take_turns", lambda *_: pytest.fail("it was timed"))
+    with pytest.raises(UserError, match=r"sinusoid-step: expected kshot's gradient within"):
+        sinusoid.sinusoid_step(1, n_tasks=2, per=1, compiled="off")
+
+
+def test_a_peer_that_computes_something_else_is_noted():
+    notes = equal.unequal({"kshot": 1e-6, "near": 4.9e-3, "far": 8e-3, "lost": float("nan")})
+    assert notes == {"far": "not equal: its gradient is 0.008 off", "lost": "not equal: its gradient is nan off"}
+    with pytest.raises(UserError, match="got nan"):
+        equal.refuse_unequal("case", float("nan"))
+
+
+def test_the_note_stands_beside_the_peer(monkeypatch):
+    monkeypatch.setattr(plain, "cloning_maml_step", _bent(plain.cloning_maml_step))
+    result = sinusoid.sinusoid_step(1, n_tasks=2, per=1, compiled="off")
+    (line,) = (line for line in result.lines if line.name == sinusoid.CLONING)
+    assert line.note == "not equal: its gradient is 0.01 off"
 
 
 def test_a_ratio_that_was_asked_for_is_judged():

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from kshot.algorithms import MAML, ProtoNet
-from kshot.bench import peers, plain
+from kshot.bench import equal, peers, plain
 from kshot.bench.adapting import adapting
 from kshot.bench.frozen import frozen_easyfsl, frozen_episodes
 from kshot.bench.growth import growth
@@ -123,7 +123,11 @@ def maml_step(
 
     Returns:
         Seconds of an outer gradient, with the share of the matrix-product peak.
+
+    Raises:
+        UserError: kshot's gradient is not the plain loop's.
     """
+    name = f"maml-step-{n_inner_steps}" if design == plain.OMNIGLOT else "maml-step-mini"
     episodes = _images(n_tasks, n_query, design)
     net, learner = _maml(design, inner_lr=inner_lr, n_inner_steps=n_inner_steps)
     chosen, _ = choose(learner, episodes)
@@ -137,23 +141,24 @@ def maml_step(
     reference = dict(
         zip(fast(episodes).grads, plain.maml_step(net, episodes, inner_lr, n_inner_steps).values(), strict=True)
     )
-    gaps = [f"kshot {_gap(fast(episodes).grads, reference):.1e}"]
-    for name in filter(peers.installed, peers.MAML_PEERS):
-        contenders[name] = peers.maml_step(name, net, episodes, inner_lr, n_inner_steps)
-        gaps.append(f"{name} {_gap(dict(zip(reference, contenders[name]().values(), strict=True)), reference):.1e}")
+    gaps = {"kshot": _gap(fast(episodes).grads, reference)}
+    equal.refuse_unequal(name, gaps["kshot"])
+    for peer in filter(peers.installed, peers.MAML_PEERS):
+        contenders[peer] = peers.maml_step(peer, net, episodes, inner_lr, n_inner_steps)
+        gaps[peer] = _gap(dict(zip(reference, contenders[peer]().values(), strict=True)), reference)
     # The peak takes its turn as well: a machine that others use is as slow for it as for the rest.
     product = MatrixProduct()
     timings = take_turns({**contenders, "peak": product}, rounds)
     peak = product.operations / timings.pop("peak").median
     operations = count_operations(lambda: plain.maml_step(net, episodes, inner_lr, n_inner_steps))
     return Result(
-        f"maml-step-{n_inner_steps}" if design == plain.OMNIGLOT else "maml-step-mini",
+        name,
         f"MAML, second order, Conv4-{design.filters}, {design.side}x{design.side}, 5-way 1-shot, {n_query} queries a "
         f"class, {n_tasks} tasks, {n_inner_steps} inner steps: one outer gradient",
-        lines_of(timings, "kshot", 1, {"kshot": f"batching: {chosen}"}),
-        "gradients against the plain loop, relative: " + ", ".join(gaps),
-        1.5,
-        "plain eager loop",
+        lines_of(timings, "kshot", 1, {"kshot": f"batching: {chosen}", **equal.unequal(gaps)}),
+        "gradients against the plain loop, relative: " + ", ".join(f"{who} {gap:.1e}" for who, gap in gaps.items()),
+        1.8,
+        "learn2learn" if "learn2learn" in timings else "plain eager loop",
         extra={
             "operations": operations,
             "peak_flops": peak,

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from kshot.algorithms import MAML
-from kshot.bench import peers, plain
+from kshot.bench import equal, peers, plain
 from kshot.bench.result import Result, lines_of
 from kshot.bench.timing import take_turns
 from kshot.core import Episode, UserError
@@ -40,6 +40,9 @@ def sinusoid_step(
 
     Returns:
         Seconds of an outer gradient.
+
+    Raises:
+        UserError: kshot's gradient is not the plain loop's.
     """
     episodes = batch(n_tasks)
     learner, net = networks(n_inner_steps)
@@ -54,6 +57,7 @@ def sinusoid_step(
     others |= {name: peers.maml_step(name, net, *same) for name in filter(peers.installed, PEERS)}
     ours = fast(episodes).grads
     gaps = {name: plain.gap(dict(zip(ours, step().values(), strict=True)), ours) for name, step in others.items()}
+    equal.refuse_unequal("sinusoid-step", gaps["plain eager loop"])
     contenders: dict[str, Callable[[], Any]] = {"kshot": lambda: fast(episodes), **others}
     if chosen != eager:
         by_eager = OuterStep(learner, eager)
@@ -61,7 +65,7 @@ def sinusoid_step(
     if eager.kind != "loop":
         contenders["kshot, loop"] = lambda: loop(episodes)
     timings = take_turns({name: peers.several(step, per) for name, step in contenders.items()}, rounds)
-    notes = {"kshot": f"batching: {chosen}", CLONING: "learn2learn's way, written without it"}
+    notes = {"kshot": f"batching: {chosen}", CLONING: "learn2learn's way, written without it", **equal.unequal(gaps)}
     return Result(
         "sinusoid-step",
         f"MAML, second order, sinusoids, MLP 40-40, 10 points and 10 queries, {n_tasks} tasks, {n_inner_steps} inner "
