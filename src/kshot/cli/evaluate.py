@@ -19,11 +19,11 @@ from kshot.cli.words import command_line, estimate, inference
 from kshot.core import UserError, method, methods
 from kshot.evaluation.record import Record
 from kshot.evaluation.report.wording import duration, metric_name, task_and_queries
-from kshot.experiment.build import memory_warning
 from kshot.experiment.config import RunConfig
 from kshot.experiment.grid import FILE as WAYS_AND_SHOTS
 from kshot.experiment.grid import N_QUERY, evaluate_grid, write_grid
 from kshot.experiment.instances import by_instance, told
+from kshot.experiment.rows import memory_warning
 from kshot.experiment.run import evaluate_run, run_config
 from kshot.experiment.untrained import evaluate_untrained
 from kshot.nn.norm import NORMALISATIONS
@@ -176,12 +176,13 @@ def _evaluate(args: Sequence[str], folder: Path, config: RunConfig, data: str, f
             learner, source, _, record = evaluate_run(
                 folder, data=data, normalisation=found.normalisation or None, **own, **asked
             )
-        if warning := memory_warning(learner, source):
+        instances = _given(found.instances, "instances", args)
+        if warning := memory_warning(learner, source, instances=instances or 0):
             display.say(f"warning: {warning}")
-        if _given(found.instances, "instances", args) is None:
+        if instances is None:
             return record
         sequences: dict[str, Any] = {k: asked[k] for k in ("n_episodes", "seed", "on_progress")}
-        return told(record, by_instance(learner, source, found.instances, **sequences))
+        return told(record, by_instance(learner, source, instances, **sequences))
 
 
 def _grid(args: Sequence[str], folder: Path, config: RunConfig, data: str, found: Any) -> int:

@@ -16,7 +16,6 @@ from kshot.core.registry import unknown
 from kshot.data.catalog import dataset, open_source
 from kshot.data.class_batches import ClassBatches
 from kshot.data.source import TaskSource
-from kshot.engine.reading import Reader
 from kshot.experiment.config import RunConfig, typed
 from kshot.nn.conv import Conv4
 from kshot.nn.flat import Flat
@@ -103,30 +102,6 @@ def check_shapes(learner: Learner, tensors: dict[str, Tensor], what: str) -> Non
                 f"{what} is of another network: expected {name} of shape {here}, got {there}; use the options and data "
                 "that it was trained with (config.toml beside it), or train another"
             )
-
-
-def memory_warning(learner: Learner, source: TaskSource) -> str:
-    """Say where tasks have more to read than a learner's memory has rows.
-
-    Args:
-        learner: any.
-        source: the tasks.
-
-    Returns:
-        A sentence; "" where all fits, or there is no memory of rows.
-    """
-    if not isinstance(learner, Reader) or learner.n_rows is None:
-        return ""
-    a_step, rows = learner.cell.rows_a_step, learner.n_rows
-    steps = source.n_shot * (source.spec.n_outputs if source.spec.kind == "classification" else 1)
-    if steps * a_step <= rows:
-        return ""
-    what = "steps" if source.spec.kind == "sequence" else "examples"
-    several = f", {a_step} for each" * (a_step > 1)
-    return (
-        f"up to {steps} {what} to be read, and {rows} rows of memory to keep them in{several}: what is more than that "
-        f"is written over something else; train with n_slots={steps * a_step}, or expect it to forget"
-    )
 
 
 def resolve(config: RunConfig, spec: Spec) -> RunConfig:

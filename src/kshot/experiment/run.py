@@ -30,9 +30,10 @@ from kshot.engine.train import Progress, Trainer
 from kshot.evaluation.evaluate import evaluate
 from kshot.evaluation.record import Record, record_of
 from kshot.evaluation.scores import Scores, higher_is_better
-from kshot.experiment.build import build_learner, check_shapes, memory_warning, open_split, open_training, resolve
+from kshot.experiment.build import build_learner, check_shapes, open_split, open_training, resolve
 from kshot.experiment.config import RunConfig
 from kshot.experiment.folder import claim, kept_config, taken
+from kshot.experiment.rows import check_rows, memory_warning
 from kshot.nn.norm import normalisation_of
 
 OnEvent = Callable[[str, int, dict[str, Any]], None]
@@ -122,7 +123,7 @@ def train_run(
     loader = _loader(source, config, fabric)
     config = claim(out, config, resume, writes=fabric.is_global_zero)
     tell("built", 0, {"config": config, "learner": learner})
-    if warning := memory_warning(learner, source):
+    if warning := memory_warning(learner, source, training=True):
         tell("warning", 0, {"message": warning})
     with taken(out, new=not resume):
         trainer = Trainer(
@@ -192,6 +193,7 @@ def load_weights(learner: Learner, run: Path) -> int:
     """
     checkpoints = Checkpoints(run / "checkpoints")
     tree = load_tree(checkpoints.best) if checkpoints.best.exists() else checkpoints.load_newest()[0]
+    check_rows(learner, tree.get("learner", {}), run_config(run), f"the checkpoint in {run}")
     check_shapes(learner, tree.get("learner", {}), f"the checkpoint in {run}")
     try:
         missing, unexpected = learner.load_state_dict(tree["learner"], strict=False)

@@ -34,6 +34,7 @@ class NGrams(SequenceSource):
     """
 
     name = "ngrams"
+    shows_while_asked = True
 
     def __init__(self, *, n_bits: int = 200, context_bits: int = 5) -> None:
         super().__init__(one_length=True)

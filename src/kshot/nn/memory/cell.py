@@ -10,6 +10,9 @@ from torch import Tensor, nn
 
 from kshot.nn import native
 
+#: Where the state of a cell keeps the number of its rows.
+ROWS = "n_slots"
+
 S = TypeVar("S", bound=tuple[Any, ...])
 
 
@@ -21,20 +24,46 @@ class Cell(nn.Module, ABC, Generic[S]):
     Attributes:
         n_inputs: I, width of the input of a step.
         n_features: F, width of what a step returns.
-        rows_a_step: rows of memory that every step writes anew.
+        rows_a_step: rows of memory that every step empties and writes; 0 where heads choose where they write.
     """
 
     n_inputs: int
     n_features: int
-    rows_a_step: int = 1
+    rows_a_step: int = 0
     #: True where ``fused_scan`` keeps a small part of what the steps of ``scan`` would for their gradient.
     fused_is_lean: ClassVar[bool] = False
 
     @property
     def n_rows(self) -> int | None:
         """Rows of a memory beside the controller; None where there is none."""
-        n = getattr(self, "n_slots", None)
+        n = getattr(self, ROWS, None)
         return n if isinstance(n, int) else None
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if self.n_rows is not None:
+            # Most memories have no weights, so without this their size would be lost.
+            destination[prefix + ROWS] = torch.tensor(self.n_rows)
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        # States of before this was kept have no number, and pass.
+        rows = None if self.n_rows is None else state_dict.pop(prefix + ROWS, None)
+        if rows is not None and int(rows) != self.n_rows:
+            error_msgs.append(
+                f"they are of a memory of {int(rows)} rows, expected {self.n_rows}: build it with n_slots={int(rows)}"
+            )
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
 
     @abstractmethod
     def start(self, batch: tuple[int, ...] = ()) -> S:
