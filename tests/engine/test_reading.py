@@ -172,7 +172,7 @@ def test_training_names_the_quantity() -> None:
     learner = reader(NTM, source.spec).float()
     assert isinstance(learner, NTM)
     with torch.no_grad():
-        learner.machine.heads.bias[4] = math.inf  # beta of the read head, behind its key of four numbers
+        learner.cell.heads.bias[4] = math.inf  # beta of the read head, behind its key of four numbers
     said = "at step 1; .*It began with the key strength at step 1 of the sequence$"
     with pytest.raises(DivergedError, match=said):
         Trainer(learner, EpisodeLoader(source, 1, seed=0), TrainConfig(steps=2, batching="native")).fit()

@@ -18,7 +18,8 @@ from kshot.evaluation.draw import Draw
 from kshot.evaluation.gather_sequence import sequence_picture
 from kshot.evaluation.metrics import bits
 from kshot.evaluation.report.film import film, write_film
-from kshot.evaluation.report.machine import locations, machine
+from kshot.evaluation.report.machine import machine
+from kshot.evaluation.report.panels import locations
 from kshot.evaluation.report.pixels import ABOVE, BELOW, ink, signed
 
 N, M = 32, 4
@@ -90,10 +91,11 @@ def images(svg: str) -> list[Image.Image]:
 def test_panels_stand_below_one_another_with_time_to_the_right(shown) -> None:
     svg = machine(shown)
     labels = re.findall(r'class="label"[^>]*>([^<]+)<', svg)
-    assert labels == ["input", "target", "output", "added", "write weighting", "read weighting", "read back"]
+    expected = ["input", "target", "output", "added", "write weighting", "memory", "read weighting", "read back"]
+    assert labels == expected
     assert "locations 28 to 5 of 32" in re.sub(r"</text><text[^>]*>", " ", svg)
     pictures = images(svg)
-    assert [p.size for p in pictures] == [(11, 4), (5, 3), (5, 3), (11, 4), (11, 10), (11, 10), (11, 4)]
+    assert [p.size for p in pictures] == [(11, 4), (5, 3), (5, 3), (11, 4), *[(11, 10)] * 3, (11, 4)]
     cover = torch.frombuffer(bytearray(pictures[0].getchannel("A").tobytes()), dtype=torch.uint8).view(4, 11)
     assert torch.equal(cover > 128, shown.inputs.T > 0.5)
     # The three wrong bits stand in the last column: each is framed once.
@@ -121,11 +123,11 @@ def test_a_report_of_sequences(shown) -> None:
     assert [p.title for p in pictures.sequences] == ["The first sequence"]
     html = render(ReportInput([RunReport("machine", pictures=pictures)]))
     assert "<h2>Sequences</h2>" in html
-    assert html.count("<image") == 7
+    assert html.count("<image") == 8 + 2  # panels, and the memory at two moments
     assert "3 answered wrong" in html
     assert "heads stand" in html
     assert not re.search(r'(src|href)="(?!data:|#)', html)
-    plain = sequence_picture(Machine(), Copy(), traced=False)
+    plain = sequence_picture(Machine(), Copy(), telling=False)
     assert plain.trace == {}
     bare = pictures.__class__(sequences=[plain])
     assert "heads stand" not in render(ReportInput([RunReport("machine", pictures=bare)]))
@@ -139,7 +141,7 @@ def test_one_channel_is_wide_enough_to_be_seen() -> None:
         def predict(self, state: Tensor, x: Tensor) -> Tensor:
             return self.sure * x
 
-    svg = machine(sequence_picture(Guess(), NGrams(), traced=False))
+    svg = machine(sequence_picture(Guess(), NGrams(), telling=False))
     assert {float(h) for h in re.findall(r'class="box"[^>]* height="([\d.]+)"', svg)} == {12.0}
     assert 'class="miss fine"' in svg
 

@@ -120,5 +120,25 @@ def test_sequences_are_measured_and_pictured_beyond_training(copying):
 def test_a_film_of_the_memory_lies_beside_the_report(copying, tmp_path):
     write_reports([copying], tmp_path / "r.html", Look(n_episodes=2))
     assert (tmp_path / "r-memory.gif").read_bytes().startswith(b"GIF")
+    assert (tmp_path / "r-steps.png").read_bytes().startswith(b"\x89PNG")
     text = (tmp_path / "r.html").read_text()
     assert "validation bits per sequence" in text, "an untested run is known by what was measured for its curves"
+
+
+@pytest.mark.parametrize("name", ["mann", "lstm"])
+def test_a_reader_of_classes_shows_its_steps_and_its_memory(name, tmp_path):
+    sizes = {"n_hidden": 5} if name == "lstm" else {"n_hidden": 5, "n_slots": 9, "slot_width": 4}
+    config = dataclasses.replace(
+        TINY,
+        algorithm=name,
+        data="glyphs",
+        task=TaskConfig(3, 1, 3, 2),
+        network=BackboneConfig("none"),
+        evaluation=EvalConfig(eval_episodes=0, val_episodes=2),
+        options=sizes,
+    )
+    train_run(config, tmp_path / "run")
+    write_run_report(tmp_path / "run")
+    assert "<h2>Read step by step</h2>" in (tmp_path / "run" / "report.html").read_text()
+    assert (tmp_path / "run" / "report-steps.png").exists()
+    assert (tmp_path / "run" / "report-memory.gif").exists() == (name == "mann")

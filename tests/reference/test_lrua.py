@@ -105,3 +105,10 @@ def test_what_is_written_goes_to_the_least_used_rows_and_replaces_them() -> None
 def test_least_used_marks_as_many_rows_as_there_are_heads() -> None:
     marks = least_used(torch.tensor([0.3, 0.1, 0.9, 0.2]), 2)
     assert marks.tolist() == [[0, 1, 0, 0], [0, 0, 0, 1]]
+
+
+def test_of_rows_used_alike_the_first_is_taken() -> None:
+    assert least_used(torch.zeros(90), 4).argmax(-1).tolist() == [0, 1, 2, 3]
+    marks = least_used(torch.tensor([[0.5, 0.1, 0.1, 0.1], [0.1, 0.5, 0.1, 0.5]]), 2)
+    assert marks.argmax(-1).tolist() == [[1, 2], [0, 2]]
+    assert marks.sum(-1).tolist() == [[1, 1], [1, 1]]

@@ -163,14 +163,34 @@ class Reader(Learner):
     def steps(self, episode: Episode) -> Tensor:
         """Return what the cell reads of an episode, step by step: of its support, and then of its queries.
 
+        Each is shown with the target of the one before, queries too, as in training.
+
         Args:
             episode: one episode.
 
         Returns:
             (L, I).
         """
-        z, _ = embed_support(self.backbone, tree_map(lambda *xs: torch.cat(xs), *(part.x for part in episode)))
+        support, query = episode
+        z, buffers = embed_support(self.backbone, support.x)
+        z = torch.cat([z, embed_queries(self.backbone, buffers, query.x)])
         return offset(z, torch.cat([self._targets(part.y, z[: len(part.y)]) for part in episode]))
+
+    def trace(self, episode: Episode) -> dict[str, Tensor]:
+        """Follow what the cell does along an episode, for pictures such as figures 6, 9 and 12 of the NTM paper.
+
+        Args:
+            episode: one episode; read as ``steps`` says.
+
+        Returns:
+            "answers" (L, W) or (L, O), as ``predict`` gives them; and by names, with a first axis of steps, what
+            ``kshot.nn.memory.cell.Cell.pictured`` tells.
+        """
+        state, seen = self.cell.start(), list[dict[str, Tensor]]()
+        for step in self.steps(episode):
+            out, state, did = self.cell.step(step, state)
+            seen.append({"answers": self.head(out), **self.cell.pictured(did)})
+        return {name: torch.stack([now[name] for now in seen]).detach() for name in seen[0]}
 
     def follow(self, split: Split) -> Tensor:
         """Answer every example of a sequence from those before it.

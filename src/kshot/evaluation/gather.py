@@ -9,11 +9,12 @@ from typing import NamedTuple, cast
 import torch
 from torch import Tensor
 
-from kshot.core import Episode, Learner, Tree, UserError
+from kshot.core import Episode, Learner, Tree, UserError, tree_map
 from kshot.core.episode import unbind
 from kshot.data.source import TaskSource
 from kshot.evaluation.draw import Draw, class_names
 from kshot.evaluation.evaluate import check_fits, evaluating, states_of
+from kshot.evaluation.gather_reading import reading_picture
 from kshot.evaluation.gather_sequence import sequence_picture
 from kshot.evaluation.pictures import (
     Answer,
@@ -22,7 +23,9 @@ from kshot.evaluation.pictures import (
     Embedding,
     EpisodePicture,
     Pictures,
+    ReadingPicture,
     TaskPicture,
+    to_picture,
 )
 
 MAX_ROWS, MAX_SUPPORT, MAX_QUERIES = 10, 5, 8
@@ -85,21 +88,10 @@ def gather(
             return Pictures(tasks=_tasks(learner, source, seed, n_steps))
         seen = _answered(learner, source, n_episodes, seed)
         embedding = _embedding(learner, seen[0])
+        readings = _readings(learner, seen[0].episode, seed)
     if not _pictured(source.spec.input_shape):
-        return Pictures(embedding=embedding)
-    return Pictures(_episodes(seen), _confusions(seen), len(seen), embedding)
-
-
-def to_picture(x: Tensor) -> Tensor:
-    """Turn an image of [0, 1] into one of bytes.
-
-    Args:
-        x: floats (..., C, H, W).
-
-    Returns:
-        uint8 (..., C, H, W) on the CPU.
-    """
-    return x.detach().cpu().float().clamp(0, 1).mul(255).round().to(torch.uint8)
+        return Pictures(embedding=embedding, readings=readings)
+    return Pictures(_episodes(seen), _confusions(seen), len(seen), embedding, readings=readings)
 
 
 def _pictured(shape: tuple[int, ...]) -> bool:
@@ -116,6 +108,13 @@ def _answered(learner: Learner, source: TaskSource, n_episodes: int, seed: int) 
             names = named[i] if named is not None else tuple(f"class {w + 1}" for w in range(logits.shape[-1]))
             seen.append(_Seen(here, logits, names, named is not None))
     return seen
+
+
+def _readings(learner: Learner, episode: Episode, seed: int) -> list[ReadingPicture]:
+    device = next((t.device for t in learner.parameters()), torch.device("cpu"))
+    there = Episode(*(s._replace(x=tree_map(lambda t: t.to(device), s.x), y=s.y.to(device)) for s in episode))
+    found = reading_picture(learner, there, seed=seed)
+    return [] if found is None else [found]
 
 
 def _to_cpu(x: Tree) -> Tree:

@@ -20,7 +20,7 @@ Trace = Callable[[Episode], dict[str, Tensor]]
 
 
 def sequence_picture(
-    learner: Learner, source: TaskSource, title: str = "", *, seed: int = 0, traced: bool = True
+    learner: Learner, source: TaskSource, title: str = "", *, seed: int = 0, telling: bool = True
 ) -> SequencePicture:
     """Picture a learner on the first sequence that an evaluation of this seed sees.
 
@@ -29,7 +29,7 @@ def sequence_picture(
         source: the tasks, of kind "sequence".
         title: which sequence it is; "The first sequence" if empty.
         seed: as given to ``evaluate``.
-        traced: also follow the learner step by step, where it offers that.
+        telling: also follow the learner step by step, where it offers that.
 
     Returns:
         The picture.
@@ -43,16 +43,10 @@ def sequence_picture(
     episode = next(unbind(batch))
     with evaluating(learner):
         logits = learner.predict(learner.adapt(episode.support), episode.query.x)
-        follow = tracer(learner) if traced else None
-        trace = {} if follow is None else follow(episode)
+        follow = tracer(learner) if telling else None
+        told = {} if follow is None else traced(learner, follow, episode)
+    told.pop("answers", None)
     support, query = episode
-    n_steps = len(support.y) + len(query.y)
-    for name, t in trace.items():
-        if len(t) != n_steps:
-            raise UserError(
-                f"{type(learner).__name__}.trace gave {len(t)} steps of {name!r}, expected {n_steps}: "
-                "one for each step read or asked"
-            )
     return SequencePicture(
         title or "The first sequence",
         torch.cat([support.x, query.x]).flatten(1).float().cpu(),
@@ -61,8 +55,32 @@ def sequence_picture(
         logits.sigmoid().float().cpu(),
         float(bits(logits.double(), query.y)),
         int(wrong_bits(logits.double(), query.y)),
-        {name: t.detach().float().cpu() for name, t in trace.items()},
+        told,
     )
+
+
+def traced(learner: Learner, follow: Trace, episode: Episode) -> dict[str, Tensor]:
+    """Take what a learner tells of an episode.
+
+    Args:
+        learner: that tells.
+        follow: its method.
+        episode: one episode.
+
+    Returns:
+        Name -> float (L, ...), on the CPU.
+
+    Raises:
+        UserError: it does not go along the steps.
+    """
+    n_steps, told = sum(len(part.y) for part in episode), follow(episode)
+    for name, t in told.items():
+        if len(t) != n_steps:
+            raise UserError(
+                f"{type(learner).__name__}.trace gave {len(t)} steps of {name!r}, expected {n_steps}: "
+                "one for each step read or asked"
+            )
+    return {name: t.detach().float().cpu() for name, t in told.items()}
 
 
 def tracer(learner: Learner) -> Trace | None:

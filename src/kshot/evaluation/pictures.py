@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 
@@ -134,8 +135,9 @@ class SequencePicture(NamedTuple):
         output: float (Q, O), the probability that each is one.
         cost: in bits, of the whole sequence.
         wrong: number of bits that are wrong.
-        trace: name -> float (L, ...): "read weightings" and "write weightings" (L, heads, N), "memory" (L, N, M),
-            "add" and "read" (L, heads, M), or others of these shapes; empty where the learner does not tell.
+        trace: name -> float (L, ...): "read weightings" and "write weightings" (L, heads, N), "usage" (L, 1, N),
+            "memory" (L, N, M), "add", "erase", "key" and "read" (L, heads, M), "hidden units" (L, layers, H), or others
+            of these shapes; empty where the learner does not tell.
     """
 
     title: str
@@ -146,6 +148,31 @@ class SequencePicture(NamedTuple):
     cost: float
     wrong: int
     trace: dict[str, Tensor]
+
+
+class ReadingPicture(NamedTuple):
+    """One episode of classes as a sequence: how a learner read it step by step, and what it did meanwhile.
+
+    Attributes:
+        title: which episode it is.
+        images: uint8 (L, C, H, W), the examples; None where they are no images.
+        labels: int64 (L,), their classes.
+        n_read: how many of the L, the first ones, are the support.
+        answers: float (L, W), the probability of each class, from the examples before and their labels.
+        trace: as of ``SequencePicture``.
+    """
+
+    title: str
+    images: Tensor | None
+    labels: Tensor
+    n_read: int
+    answers: Tensor
+    trace: dict[str, Tensor]
+
+    @property
+    def right(self) -> Tensor:
+        """Where the likeliest class is the right one: bool (L,)."""
+        return self.answers.argmax(-1) == self.labels
 
 
 @dataclass(frozen=True)
@@ -159,6 +186,7 @@ class Pictures:
         embedding: a scatter of one episode, or None.
         tasks: regression tasks.
         sequences: sequences of bits.
+        readings: episodes that were read as sequences.
     """
 
     episodes: list[EpisodePicture] = field(default_factory=list)
@@ -167,3 +195,16 @@ class Pictures:
     embedding: Embedding | None = None
     tasks: list[TaskPicture] = field(default_factory=list)
     sequences: list[SequencePicture] = field(default_factory=list)
+    readings: list[ReadingPicture] = field(default_factory=list)
+
+
+def to_picture(x: Tensor) -> Tensor:
+    """Turn an image of [0, 1] into one of bytes.
+
+    Args:
+        x: floats (..., C, H, W).
+
+    Returns:
+        uint8 (..., C, H, W) on the CPU.
+    """
+    return x.detach().cpu().float().clamp(0, 1).mul(255).round().to(torch.uint8)

@@ -86,6 +86,6 @@ def sequence_pictures(config: RunConfig, learner: Learner, root: Path | None) ->
     titles |= {size: f"{growth.along}: {size}, beyond training".capitalize() for size in [*larger[:1], *larger[-1:]]}
     last = max(titles)
     return [
-        sequence_picture(learner, sized(config, size, root), title, seed=seed, traced=size < last or size == trained)
+        sequence_picture(learner, sized(config, size, root), title, seed=seed, telling=size < last or size == trained)
         for size, title in titles.items()
     ]

@@ -18,6 +18,7 @@ from kshot.evaluation.pictures import Pictures
 from kshot.evaluation.record import Record, read_record
 from kshot.evaluation.report import ReportInput, RunReport, write_report
 from kshot.evaluation.report.film import write_film
+from kshot.evaluation.report.still import write_still
 from kshot.evaluation.scores import Curve
 from kshot.experiment.build import open_split
 from kshot.experiment.config import RunConfig
@@ -87,7 +88,7 @@ def write_run_report(
 def write_reports(
     runs: Sequence[Path], out: Path, look: Look | None = None, *, title: str = "", notes: Sequence[str] = ()
 ) -> None:
-    """Write one report of one run or several; and beside it, of a learner that shows its memory, a film of that.
+    """Write one report of one run or several; beside it, of learners that tell, their steps as PNG and memory as GIF.
 
     Args:
         runs: run folders, or JSON records of evaluations.
@@ -101,13 +102,17 @@ def write_reports(
     parts = [run_report(run, name, look) for run, name in zip(runs, names, strict=True)]
     write_report(out, ReportInput(parts, title=title, notes=tuple(notes)))
     for part in parts:
-        _write_film(out, part, alone=len(parts) == 1)
+        _write_beside(out, part, alone=len(parts) == 1)
 
 
-def _write_film(out: Path, part: RunReport, alone: bool) -> None:
-    shown = next((p for p in (part.pictures.sequences if part.pictures else ()) if "memory" in p.trace), None)
-    if shown is not None:
-        name = out.stem if alone else f"{out.stem}-{Path(part.name).name}"
+def _write_beside(out: Path, part: RunReport, alone: bool) -> None:
+    pictures = part.pictures or Pictures()
+    shown = next((p for p in (*pictures.sequences, *pictures.readings) if p.trace), None)
+    if shown is None:
+        return
+    name = out.stem if alone else f"{out.stem}-{Path(part.name).name}"
+    write_still(out.with_name(f"{name}-steps.png"), shown)
+    if "memory" in shown.trace:
         write_film(out.with_name(f"{name}-memory.gif"), shown)
 
 

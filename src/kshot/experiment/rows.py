@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
 from kshot.core import Learner, UserError
@@ -25,7 +27,8 @@ def check_rows(learner: Learner, tensors: dict[str, Tensor], trained: RunConfig,
     """
     if not isinstance(learner, Reader) or learner.n_rows is None:
         return
-    there = int(tensors.get(f"cell.{ROWS}", trained.options.get(ROWS, learner.n_rows)))
+    kept: Any = tensors.get(f"cell.{ROWS}", trained.options.get(ROWS, learner.n_rows))
+    there = int(kept)
     if there != learner.n_rows:
         raise UserError(
             f"{what} is of another memory: expected {learner.n_rows} rows, got {there}; "

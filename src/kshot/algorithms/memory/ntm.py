@@ -27,12 +27,9 @@ equations), benchmarks/quality (copy and the paper's other tasks).
 
 from __future__ import annotations
 
-from typing import cast
+from torch import nn
 
-import torch
-from torch import Tensor, nn
-
-from kshot.core import Episode, Spec, register
+from kshot.core import Spec, register
 from kshot.engine.reading import Reader
 from kshot.nn.memory.ntm import NTMCell
 
@@ -87,35 +84,3 @@ class NTM(Reader):
             memory_start=memory_start,
         )
         super().__init__(backbone, cell, spec)
-
-    @property
-    def machine(self) -> NTMCell:
-        """The cell, by its own type."""
-        return cast("NTMCell", self.cell)
-
-    def trace(self, episode: Episode) -> dict[str, Tensor]:
-        """Follow the heads along a sequence, for pictures as in the paper's figures 6, 9 and 12.
-
-        Args:
-            episode: one episode; support, then query.
-
-        Returns:
-            "read weightings" and "write weightings" (L, heads, N), "memory" (L, N, M) after each step, "add" and
-            "erase" (L, heads, M) of the write heads, "read" (L, heads, M).
-        """
-        x, state = self.steps(episode), self.machine.start()
-        seen: dict[str, list[Tensor]] = {}
-        n_reads = self.machine.shape.reads
-        for step in x:
-            _, state, did = self.machine.step(step, state)
-            now = {
-                "read weightings": state.weights[:n_reads],
-                "write weightings": state.weights[n_reads:],
-                "memory": state.memory,
-                "add": did["add vector"],
-                "erase": did["erase vector"],
-                "read": state.reads.view(n_reads, -1),
-            }
-            for name, t in now.items():
-                seen.setdefault(name, []).append(t.detach())
-        return {name: torch.stack(ts) for name, ts in seen.items()}

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from kshot.core import UserError
 from kshot.core.files import write_atomically
-from kshot.evaluation.pictures import SequencePicture
-from kshot.evaluation.report.machine import locations
+from kshot.evaluation.report.machine import parts_of
+from kshot.evaluation.report.panels import Shown, length, locations
 from kshot.evaluation.report.pixels import ABOVE, BELOW, ink, picture, signed
 
 PAPER, SOFT, TRACK = (255, 255, 255), (93, 96, 102), (227, 227, 223)
@@ -19,12 +19,12 @@ MARGIN, TITLE, STEP_MS, HOLD_MS = 14, 22, 140, 1500
 WEIGHTS = ("write weightings", "read weightings")
 
 
-def write_film(path: Path, shown: SequencePicture) -> None:
+def write_film(path: Path, shown: Shown) -> None:
     """Write the film of one sequence: its memory with the weightings of the heads beside it, step by step.
 
     Args:
         path: the GIF file.
-        shown: a sequence whose trace has a "memory" (L, N, M).
+        shown: a picture whose trace has a "memory" (L, N, M).
 
     Raises:
         UserError: there is no memory in the trace, or the file cannot be written.
@@ -39,11 +39,11 @@ def write_film(path: Path, shown: SequencePicture) -> None:
     write_atomically(path, file.getvalue())
 
 
-def film(shown: SequencePicture) -> list[Any]:
+def film(shown: Shown) -> list[Any]:
     """Draw the frames of a film.
 
     Args:
-        shown: a sequence whose trace has a "memory" (L, N, M).
+        shown: a picture whose trace has a "memory" (L, N, M).
 
     Returns:
         PIL images of one size, one for each step.
@@ -69,7 +69,7 @@ def _painted(memory: Tensor) -> Tensor:
     return signed(memory.reshape(steps * rows, width)).reshape(steps, rows, width, 4)
 
 
-def _frame(shown: SequencePicture, memory: Tensor, bars: dict[str, Tensor], step: int, scale: int) -> Any:
+def _frame(shown: Shown, memory: Tensor, bars: dict[str, Tensor], step: int, scale: int) -> Any:
     from PIL import Image, ImageDraw  # imported here, as only reports need it
 
     rows, width = memory.shape[0] * scale, memory.shape[1] * scale
@@ -79,8 +79,8 @@ def _frame(shown: SequencePicture, memory: Tensor, bars: dict[str, Tensor], step
     size = (max(2 * MARGIN + width + (thick + 4) * heads, 230), MARGIN + 2 * TITLE + rows + TITLE)
     frame = Image.new("RGB", size, PAPER)
     draw = ImageDraw.Draw(frame)
-    reads = step < shown.n_read
-    draw.text((MARGIN, 8), f"step {step + 1} of {len(shown.inputs)}: {'reading' if reads else 'answering'}", fill=SOFT)
+    doing = parts_of(shown)[step >= shown.n_read]
+    draw.text((MARGIN, 8), f"step {step + 1} of {length(shown)}: {doing}", fill=SOFT)
     _progress(draw, shown, step, size[0])
     top = 2 * TITLE
     at = MARGIN
@@ -100,8 +100,8 @@ def _frame(shown: SequencePicture, memory: Tensor, bars: dict[str, Tensor], step
     return frame
 
 
-def _progress(draw: Any, shown: SequencePicture, step: int, width: int) -> None:
-    total, span = len(shown.inputs), width - 2 * MARGIN
+def _progress(draw: Any, shown: Shown, step: int, width: int) -> None:
+    total, span = length(shown), width - 2 * MARGIN
     draw.rectangle((MARGIN, TITLE + 6, MARGIN + span, TITLE + 8), fill=TRACK)
     draw.rectangle((MARGIN, TITLE + 6, MARGIN + round(span * (step + 1) / total), TITLE + 8), fill=SOFT)
     split = MARGIN + round(span * shown.n_read / total)

@@ -56,6 +56,7 @@ def render(inputs: ReportInput) -> str:
         "curves": curves.score_curves(runs),
         "tasks": curves.regression_tasks(runs),
         "sequences": samples.sequences(runs),
+        "readings": samples.readings(runs),
         "episodes": samples.episodes(runs),
         "confusions": samples.confusions(runs),
         "embeddings": samples.embeddings(runs),

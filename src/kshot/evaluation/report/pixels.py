@@ -7,11 +7,14 @@ import io
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 #: Colours of values above and below zero where a matrix has both; both can be told from light and from dark paper.
 ABOVE, BELOW = (222, 112, 38), (62, 125, 214)
 INK = (0, 0, 0)
+#: Side of an image in a strip.
+LARGEST = 48
 
 
 def ink(values: Tensor) -> Tensor:
@@ -42,6 +45,24 @@ def signed(values: Tensor) -> Tensor:
 
 def _painted(colour: Tensor, cover: Tensor) -> Tensor:
     return torch.cat([colour, 255 * cover[..., None]], -1).round().to(torch.uint8)
+
+
+def strip(images: Tensor) -> Tensor:
+    """Put images of equal size side by side; those of one channel as ink, their ground clear.
+
+    Args:
+        images: uint8 (L, C, H, W), C of 1 or 3.
+
+    Returns:
+        uint8 (H', L * H', 4), squares of at most ``LARGEST`` pixels.
+    """
+    side = min(LARGEST, max(images.shape[2:]))
+    shares = F.interpolate(images.float() / 255, size=(side, side), mode="area")
+    row = shares.permute(1, 2, 0, 3).flatten(2)  # (C, H', L * W')
+    if images.shape[1] == 3:
+        return _painted(255 * row.permute(1, 2, 0), torch.ones(row.shape[1:]))
+    # Strokes are ink, whether they are light on dark or dark on light.
+    return ink(row[0] if float(row.mean()) < 0.5 else 1 - row[0])
 
 
 def picture(pixels: Tensor) -> Any:

@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from kshot.evaluation.pictures import Answer, Embedding, EpisodePicture, SequencePicture
+from kshot.evaluation.pictures import Answer, Embedding, EpisodePicture, ReadingPicture, SequencePicture
 from kshot.evaluation.report.axes import percent
+from kshot.evaluation.report.contents import contents
 from kshot.evaluation.report.figures import Cloud, scatter
 from kshot.evaluation.report.machine import machine
 from kshot.evaluation.report.tiles import tile
@@ -93,7 +94,29 @@ def _sequence(p: SequencePicture) -> View:
     each = p.cost / p.target.numel()
     cost = f"{p.cost:,.0f}" if p.cost >= 100 else f"{p.cost:.3g}"
     caption = f"{cost} bits for {p.target.numel():,} asked ({each:.2g} each); {p.wrong:,} answered wrong."
-    return {"title": p.title, "svg": machine(p), "caption": caption, "traced": bool(p.trace)}
+    return {"title": p.title, "svg": machine(p), "memory": contents(p), "caption": caption, "traced": bool(p.trace)}
+
+
+def readings(runs: Runs) -> list[View]:
+    """Picture the episodes that were read step by step.
+
+    Args:
+        runs: all runs.
+
+    Returns:
+        For each run with such: their panels, and their memories where the learner shows one.
+    """
+    return [
+        {"name": run.name, "tone": i % 10, "pictures": [_reading(p) for p in run.pictures.readings]}
+        for i, run in enumerate(runs)
+        if run.pictures and run.pictures.readings
+    ]
+
+
+def _reading(p: ReadingPicture) -> View:
+    asked = p.right[p.n_read :]
+    caption = f"{p.n_read} examples of the support, then {len(asked)} queries, of which {int(asked.sum())} are right."
+    return {"title": p.title, "svg": machine(p), "memory": contents(p), "caption": caption, "told": set(p.trace)}
 
 
 def confusions(runs: Runs) -> list[View]:

@@ -102,6 +102,19 @@ class Cell(nn.Module, ABC, Generic[S]):
         named = zip(getattr(after, "_fields", range(len(after))), after, strict=True)
         return out, after, {str(name).replace("_", " "): t for name, t in named}
 
+    def pictured(self, did: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Choose what pictures of a step show, by names that all cells share.
+
+        Args:
+            did: what ``step`` told, of one sequence.
+
+        Returns:
+            Matrices with a row for each head (or layer): "write weightings" and "read weightings" (heads, N), "usage"
+            (1, N), "add", "erase", "key" and "read" (heads, M), "hidden units" (layers, H); and "memory" (N, M). Those
+            that there are.
+        """
+        return {}
+
     def scan(self, x: Tensor, state: S) -> tuple[Tensor, S]:
         """Read a sequence.
 

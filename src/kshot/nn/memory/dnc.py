@@ -163,6 +163,25 @@ class DNCCell(Cell[DNCState]):
         named |= {"precedence weighting": precedence, "read weightings": reading, "read vectors": read}
         return torch.cat([h, read], -1), after, named
 
+    def pictured(self, did: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Choose what pictures of a step show.
+
+        Args:
+            did: what ``step`` told, of one sequence.
+
+        Returns:
+            Weightings (1, N) and (R, N), usage (1, N), memory (N, M), what is written, erased (1, M) and read (R, M).
+        """
+        return {
+            "add": did["write"][None],
+            "erase": did["erase"][None],
+            "write weightings": did["write weighting"][None],
+            "read weightings": did["read weightings"],
+            "usage": did["usage"][None],
+            "read": did["read vectors"].view(self.n_heads, -1),
+            "memory": did["memory"],
+        }
+
     def _cut(self, xi: Tensor) -> Interface:
         r = self.n_heads
         k, beta, kw, bw, erase, write, free, ga, gw, modes = xi.split(self._parts, -1)

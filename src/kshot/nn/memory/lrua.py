@@ -52,9 +52,13 @@ def least_used(usage: Tensor, n: int) -> Tensor:
     Returns:
         (..., n, N) of zeros and ones; each row marks another place. Without gradient.
     """
-    # Rows of equal usage are alike in all else too while they are unused, so any of them will do.
-    places = usage.detach().topk(n, -1, largest=False).indices
-    return (places.unsqueeze(-1) == torch.arange(usage.shape[-1], device=usage.device)).to(usage.dtype)
+    # One by one, since of equal rows ``argmin`` takes the first, as the kernel does, where ``topk`` takes any: an empty
+    # memory is filled from its top. A stable sort of all rows takes several times as long.
+    left, rows, marks = usage.detach(), torch.arange(usage.shape[-1], device=usage.device), []
+    for _ in range(n):
+        marks.append(left.argmin(-1, keepdim=True) == rows)
+        left = left.masked_fill(marks[-1], torch.inf)
+    return torch.stack(marks, -2).to(usage.dtype)
 
 
 class LRUACell(Cell[LRUAState]):
@@ -145,6 +149,24 @@ class LRUACell(Cell[LRUAState]):
             As ``forward``; and quantities by their names in the paper, in the order of its equations.
         """
         return self._step(self.reads(x), state)
+
+    def pictured(self, did: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Choose what pictures of a step show.
+
+        Args:
+            did: what ``step`` told, of one sequence.
+
+        Returns:
+            Weightings (R, N), usage (1, N), memory (N, M), keys, which are what is written, and reads (R, M).
+        """
+        return {
+            "key": did["key"],
+            "write weightings": did["write weights"],
+            "read weightings": did["read weights"],
+            "usage": did["usage weights"][None],
+            "read": did["read vector"].view(self.n_heads, -1),
+            "memory": did["memory"],
+        }
 
     def scan(self, x: Tensor, state: LRUAState) -> tuple[Tensor, LRUAState]:
         """Read a sequence; what the controller makes of the inputs is one product for all steps.

@@ -95,6 +95,19 @@ class LSTMCell(Cell[LSTMState]):
         out, after = self(x, state)
         return out, after, {"cells of the layers": after.c, "outputs of the layers": after.h}
 
+    def pictured(self, did: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Choose what pictures of a step show.
+
+        Args:
+            did: what ``step`` told, of one sequence.
+
+        Returns:
+            The outputs of the layers, (n_layers, H).
+        """
+        return {
+            "hidden units": did["outputs of the layers"],
+        }
+
     def scan(self, x: Tensor, state: LSTMState) -> tuple[Tensor, LSTMState]:
         """Read a sequence layer by layer: what a layer makes of its inputs is one product for all steps.
 

@@ -201,6 +201,24 @@ class NTMCell(Cell[NTMState]):
         did = {"erase vector": erase, "add vector": add, "memory": after, "read vector": reads}
         return torch.cat([h, reads], -1), new, {"cell of the controller": cell, "hidden units": h, **placed, **did}
 
+    def pictured(self, did: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Choose what pictures of a step show.
+
+        Args:
+            did: what ``step`` told, of one sequence.
+
+        Returns:
+            Weightings (R, N) and (W, N), memory (N, M), what is added and erased (W, M), and read (R, M).
+        """
+        return {
+            "add": did["add vector"],
+            "erase": did["erase vector"],
+            "write weightings": did["weighting"][self.shape.reads :],
+            "read weightings": did["weighting"][: self.shape.reads],
+            "read": did["read vector"].view(self.shape.reads, -1),
+            "memory": did["memory"],
+        }
+
     def _control(self, x: Tensor, state: NTMState) -> tuple[Tensor, Tensor]:
         n = self.shape.layers
         before, cells = state.hidden.chunk(n, -1), state.cell.chunk(n, -1)
