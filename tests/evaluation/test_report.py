@@ -26,6 +26,7 @@ from kshot.evaluation import (
     write_report,
 )
 from kshot.evaluation.report import axes, figures, tiles, wording
+from kshot.evaluation.scores import Scores
 
 VOID = {"meta", "img", "br", "link", "input", "hr"}
 
@@ -322,3 +323,19 @@ def test_long_histories_are_thinned_without_losing_their_mean(runs):
     assert len(thin.points) <= 160
     assert sum(y for _, y in thin.points) / len(thin.points) == pytest.approx(0, abs=0.01)
     assert all(low <= y <= high for (_, y), (low, high) in zip(thin.points, thin.band, strict=True))
+
+
+def test_the_best_possible_is_a_line_in_the_validation() -> None:
+    falls = History(loss=[], validation=[(10, -190.0), (20, -150.0), (30, -140.0)])
+    bits = Scores("bits", {"bits": torch.tensor([140.0, 142.0])}, None, 0, 1.0, "x")
+    one = RunReport("ntm", scores=bits, history=falls, best_validation=133.2)
+    page = render(ReportInput([one]))
+    assert page.count('class="goal"') == 1
+    assert ">the best possible: 133.2</text>" in page
+    assert "Dashed: what the best possible answers to the same sequences cost." in page
+    (level,) = re.findall(r'class="goal" d="M[\d.]+ ([\d.]+)H', page)
+    ends = [float(y) for y in re.findall(r'class="dot" cx="[\d.]+" cy="([\d.]+)"', page)][-3:]
+    assert float(level) > max(ends), "no curve comes below what is possible"
+    both = ReportInput([one, RunReport("lstm", scores=bits, history=falls, best_validation=131.0)])
+    assert "the best possible for lstm: 131<" in render(both)
+    assert 'class="goal"' not in render(ReportInput([RunReport("ntm", scores=bits, history=falls)]))

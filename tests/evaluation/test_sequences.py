@@ -12,6 +12,7 @@ from kshot.core import Episode, Learner, Spec, Split, UserError
 from kshot.data import Copy, NGrams
 from kshot.evaluation import evaluate
 from kshot.evaluation.draw import Draw
+from kshot.evaluation.evaluate import optimal_score
 from kshot.evaluation.metrics import bits, wrong_bits
 from kshot.evaluation.record import read_record, record_of
 from kshot.evaluation.report import wording
@@ -62,14 +63,17 @@ def test_an_evaluation_sums_over_each_sequence() -> None:
     assert not higher_is_better(scores.metric)
 
 
+class Even(Remembers):
+    """Knows nothing."""
+
+    def adapt(self, support: Split) -> Tensor:
+        return support.x
+
+    def predict(self, state: Tensor, x: Tensor) -> Tensor:
+        return x * 0 * self.sure
+
+
 def test_the_best_possible_answers_are_scored_beside_the_learner() -> None:
-    class Even(Remembers):
-        def adapt(self, support: Split) -> Tensor:
-            return support.x
-
-        def predict(self, state: Tensor, x: Tensor) -> Tensor:
-            return x * 0 * self.sure
-
     scores = evaluate(Even(), NGrams(), n_episodes=64)
     assert scores.estimate.mean == pytest.approx(200)
     assert 125 < scores.estimate_of("optimal_bits").mean < 140
@@ -113,3 +117,10 @@ def test_bits_are_not_given_where_none_is_asked() -> None:
 
     with pytest.raises(UserError, match="nothing is asked while a sequence is read"):
         evaluate(Remembers(), Asks(), n_episodes=2)
+
+
+def test_the_best_possible_is_scored_without_a_learner() -> None:
+    source = NGrams(n_bits=30)
+    beside = evaluate(Even(), source, n_episodes=20, seed=3).estimate_of("optimal_bits").mean
+    assert optimal_score(source, n_episodes=20, seed=3) == pytest.approx(beside)
+    assert optimal_score(Copy(), n_episodes=4, seed=0) is None

@@ -7,6 +7,8 @@ import pytest
 
 from kshot.core import UserError
 from kshot.engine.train import TrainConfig
+from kshot.evaluation.evaluate import optimal_score
+from kshot.experiment.build import open_split
 from kshot.experiment.config import BackboneConfig, EvalConfig, RunConfig, TaskConfig
 from kshot.experiment.reporting import SHOTS, STEPS, Look, run_report, write_reports, write_run_report
 from kshot.experiment.run import train_run
@@ -142,3 +144,23 @@ def test_a_reader_of_classes_shows_its_steps_and_its_memory(name, tmp_path):
     assert "<h2>Read step by step</h2>" in (tmp_path / "run" / "report.html").read_text()
     assert (tmp_path / "run" / "report-steps.png").exists()
     assert (tmp_path / "run" / "report-memory.gif").exists() == (name == "mann")
+
+
+def test_ngrams_are_held_against_the_best_possible(copying, tmp_path):
+    assert run_report(copying, "copying", Look(n_episodes=2)).best_validation is None
+    options = {"n_hidden": 4, "n_layers": 1}
+    train = TrainConfig(steps=2, batching="loop", validate_every=1, log_every=1)
+    config = RunConfig(
+        "lstm",
+        "ngrams",
+        task=TaskConfig(n_tasks=2),
+        evaluation=EvalConfig(eval_episodes=0, val_episodes=3),
+        train=train,
+        options=options,
+        data_options={"n_bits": 20},
+    )
+    train_run(config, tmp_path / "run")
+    found = run_report(tmp_path / "run", "lstm", Look(n_episodes=2))
+    episodes = {"n_episodes": 3, "seed": config.train.seed + 1}
+    assert found.best_validation == optimal_score(open_split(config, "meta_val"), **episodes)
+    assert 5 < found.best_validation < 20

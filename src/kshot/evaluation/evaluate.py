@@ -331,6 +331,26 @@ def _metrics(prediction: Tensor, y: Tensor) -> tuple[dict[str, Tensor], Tensor |
     return scores, metrics.confidence_bins(prediction, y).sum(0)
 
 
+def optimal_score(source: TaskSource, *, n_episodes: int, seed: int) -> float | None:
+    """Score the best possible answers, without a learner.
+
+    Args:
+        source: the tasks.
+        n_episodes: how many.
+        seed: of the episodes, as of ``evaluate``.
+
+    Returns:
+        The mean of the main score; None where the source does not know the best.
+    """
+    found: list[Tensor] = []
+    for _, episodes in Draw(source, n_episodes, seed).chunks(CHUNK):
+        scores = _optimal(source, episodes, 1)
+        if not scores:
+            return None
+        found += scores.values()
+    return float(torch.cat(found).double().mean())
+
+
 def _optimal(source: TaskSource, episodes: Episode, n_states: int) -> dict[str, Tensor]:
     # The main score of the best possible answers, on the same episodes, where the source knows them.
     best = source.optimal(episodes)

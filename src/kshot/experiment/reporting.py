@@ -11,7 +11,7 @@ from kshot.core import Learner, UserError
 from kshot.data.catalog import dataset
 from kshot.data.source import TaskSource
 from kshot.engine.distributed import resolve_device
-from kshot.evaluation.evaluate import accuracy_by_shots, accuracy_by_step, states_of
+from kshot.evaluation.evaluate import accuracy_by_shots, accuracy_by_step, optimal_score, states_of
 from kshot.evaluation.gather import gather
 from kshot.evaluation.history import read_history
 from kshot.evaluation.pictures import Pictures
@@ -25,7 +25,7 @@ from kshot.experiment.config import RunConfig
 from kshot.experiment.grid import FILE as WAYS_AND_SHOTS
 from kshot.experiment.grid import read_curves
 from kshot.experiment.growing import by_size, sequence_pictures
-from kshot.experiment.run import load_run, run_config
+from kshot.experiment.run import load_run, run_config, validated_on
 
 #: Support examples of a class at which a report measures every learner, as far as the data go.
 SHOTS = (1, 2, 3, 5, 10)
@@ -143,6 +143,7 @@ def run_report(run: Path, name: str, look: Look) -> RunReport:
         by_way=read_curves(run / WAYS_AND_SHOTS),
         pictures=_pictures(config, learner, source, look),
         command=_command(run, record),
+        best_validation=_best_validation(config, look),
     )
 
 
@@ -150,6 +151,12 @@ def _pictures(config: RunConfig, learner: Learner, source: TaskSource, look: Loo
     if source.spec.kind == "sequence":
         return Pictures(sequences=sequence_pictures(config, learner, look.root))
     return gather(learner, source, seed=config.evaluation.eval_seed, n_episodes=look.n_episodes)
+
+
+def _best_validation(config: RunConfig, look: Look) -> float | None:
+    if dataset(config.data).kind != "sequence":
+        return None  # nobody knows the best answers to images
+    return optimal_score(open_split(config, "meta_val", root=look.root), **validated_on(config))
 
 
 def _command(run: Path, record: Record | None) -> str:

@@ -169,10 +169,22 @@ def _logs(out: Path, config: RunConfig) -> list[Log]:
     return [*logs, TensorBoardLog(out / "tensorboard")] if config.where.tensorboard else logs
 
 
+def validated_on(config: RunConfig) -> dict[str, int]:
+    """Say which episodes of meta_val a run is validated on.
+
+    Args:
+        config: its settings.
+
+    Returns:
+        n_episodes and seed, as ``evaluate`` takes them; not those of the test.
+    """
+    return {"n_episodes": config.evaluation.val_episodes, "seed": config.train.seed + 1}
+
+
 def _validation(learner: Learner, source: TaskSource, config: RunConfig) -> float:
     # Validation has episodes of its own, the same ones every time, so that its values can be compared.
     try:
-        scores = evaluate(learner, source, n_episodes=config.evaluation.val_episodes, seed=config.train.seed + 1)
+        scores = evaluate(learner, source, **validated_on(config))
     except NotFiniteError:
         return -math.inf  # training may well find its way back; the trainer says so
     return scores.estimate.mean if higher_is_better(scores.metric) else -scores.estimate.mean

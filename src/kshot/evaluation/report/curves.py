@@ -49,18 +49,30 @@ def training(runs: Runs) -> list[View]:
             if metrics[i] == metric and run.history and (points := _scores_shown(run.history.validation, metric))
         ]
         if scores:
-            name = wording.metric_name(metric) if metric else "score"
-            share = (
-                metric is not None
-                and wording.is_share(metric)
-                and all(0 <= y <= 1 for s in scores for _, y in s.points)
-            )
-            text = f"Validation {name} by outer step"
-            chart = line_chart(
-                scores, x_label="outer step", y_label=f"validation {name}", description=text, as_percent=share
-            )
-            charts.append({"svg": chart, "caption": f"{text}, on tasks held out for choosing the checkpoint."})
+            charts.append(_validation_chart(scores, metric, _goals(runs, metric)))
     return charts
+
+
+def _validation_chart(scores: list[Series], metric: str | None, goals: list[tuple[str, float]]) -> View:
+    name = wording.metric_name(metric) if metric else "score"
+    known = metric is not None and wording.is_share(metric)
+    share = known and all(0 <= y <= 1 for s in scores for _, y in s.points)
+    text = f"Validation {name} by outer step"
+    chart = line_chart(
+        scores, x_label="outer step", y_label=f"validation {name}", description=text, as_percent=share, goals=goals
+    )
+    caption = f"{text}, on tasks held out for choosing the checkpoint."
+    if goals:
+        caption += " Dashed: what the best possible answers to the same sequences cost."
+    return {"svg": chart, "caption": caption}
+
+
+def _goals(runs: Runs, metric: str | None) -> list[tuple[str, float]]:
+    known = [(run, run.best_validation) for run in runs if run.best_validation is not None and _metric(run) == metric]
+    values = wording.unique([plain(value) for _, value in known])
+    if len(values) == 1:
+        return [(f"the best possible: {values[0]}", known[0][1])]
+    return [(f"the best possible for {run.name}: {plain(value)}", value) for run, value in known]
 
 
 def _metric(run: RunReport) -> str | None:

@@ -43,6 +43,7 @@ def line_chart(
     as_percent: bool = False,
     x_ticks: Sequence[float] | None = None,
     log_x: bool = False,
+    goals: Sequence[tuple[str, float]] = (),
 ) -> str:
     """Draw lines with bands or whiskers. The vertical axis is logarithmic where positive values span much.
 
@@ -54,19 +55,32 @@ def line_chart(
         as_percent: write the vertical axis in percent.
         x_ticks: where ticks stand.
         log_x: logarithmic horizontal axis.
+        goals: names and values to draw straight through the chart, such as the best that is possible.
 
     Returns:
         An SVG element.
     """
     xs = [x for s in series for x, _ in s.points]
     ys = [y for s in series for _, y in s.points] + [b for s in series for pair in s.band for b in pair]
+    ys += [value for _, value in goals]
     log_y = not as_percent and min(ys) > 0 and max(ys) / min(ys) > 30
     low, high = (min(ys), max(ys)) if log_y else _padded(min(ys), max(ys), as_percent)
     frame = Frame((min(xs), max(xs)), (low, high), log_x=log_x, log_y=log_y)
     y_format = percent if as_percent else plain
     body = frame.axes(x_label, y_label, y_format=y_format, x_ticks=x_ticks)
     body += "".join(_line(frame, s, x_label, y_format) for s in series)
+    body += "".join(_goal(frame, name, value) for name, value in goals)
     return frame.svg(body, description)
+
+
+def _goal(frame: Frame, name: str, value: float) -> str:
+    at, right = frame.py(value), frame.width - frame.right
+    # Below the line, where a curve that falls towards it does not run; above, where the axis is close.
+    below = at + 14 < frame.height - frame.bottom
+    text = (
+        f'<text class="tick" x="{right:g}" y="{at + (13 if below else -5):.1f}" text-anchor="end">{escape(name)}</text>'
+    )
+    return f'<path class="goal" d="M{frame.left:g} {at:.1f}H{right:g}"/>{text}'
 
 
 def _line(frame: Frame, s: Series, x_label: str, y_format: Format) -> str:

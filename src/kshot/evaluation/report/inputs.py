@@ -26,6 +26,7 @@ class RunReport:
         pictures: what ``gather`` returned.
         command: the command that repeats it.
         by_way: its score against ways, for some numbers of shots.
+        best_validation: score of the best possible answers to the validation, where that is known.
     """
 
     name: str
@@ -37,6 +38,7 @@ class RunReport:
     pictures: Pictures | None = None
     command: str = ""
     by_way: Mapping[int, Curve] = field(default_factory=dict)
+    best_validation: float | None = None
 
     @property
     def known_scores(self) -> Scores | None:
