@@ -1,8 +1,9 @@
 """How long MAML trains on Omniglot, 5-way 1-shot, until it is right on 97 % of the validation: kshot and learn2learn.
 
 Both are trained from scratch on the same tasks and judged on the same ones, transductively and by one query a class, as
-the paper does. Seconds are those of the processor, so that a machine that does other work does not count. Each has the settings that it recommends: kshot those of its recipe ``maml-omniglot``, learn2learn those
+the paper does. Each has the settings that it recommends: kshot those of its recipe ``maml-omniglot``, learn2learn those
 of its example ``maml_omniglot.py``, but on its ``OmniglotCNN``, since the example's own network has no convolutions.
+Seconds are those of the processor, so that a machine that does other work does not count.
 """
 
 from __future__ import annotations
@@ -80,8 +81,8 @@ def time_to_target(rounds: int, root: Path | None = None, every: int = 500, pati
     lines = _lines({name: found for name, found in taken.items() if found})
     return Result(
         "maml-to-97",
-        f"MAML, second order, Omniglot, 5-way 1-shot: processor seconds of training until {100 * TARGET:.0f} % of {N_VALIDATION} "
-        f"validation tasks, {torch.get_num_threads()} threads",
+        "MAML, second order, Omniglot, 5-way 1-shot: processor seconds of training until "
+        f"{100 * TARGET:.0f} % of {N_VALIDATION} validation tasks, {torch.get_num_threads()} threads",
         lines,
         "both are judged on the same tasks, of meta_val, by one query a class",
         3.0,
