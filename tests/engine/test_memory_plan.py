@@ -4,14 +4,28 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
 from kshot.algorithms import ANIL, IMAML, MAML, MAMLpp, MetaCurvature, ProtoNet
 from kshot.core import Episode, Learner, Spec, UserError
+from kshot.data.loader import EpisodeLoader
+from kshot.data.sinusoid import Sinusoid
 from kshot.engine import auto, memory_plan
 from kshot.engine.batch import Batching, OuterStep
-from kshot.engine.memory_plan import Need, free_memory, in_words, measured, plan, predict, within
+from kshot.engine.inner import InnerLoop
+from kshot.engine.memory_plan import (
+    Need,
+    UnplannedWarning,
+    free_memory,
+    in_words,
+    measured,
+    plan,
+    predict,
+    refuse_too_large,
+    within,
+)
+from kshot.engine.train import TrainConfig, Trainer
 from kshot.nn.conv import Conv4
 from kshot.nn.mlp import MLP
 from kshot.testing import synthetic_episodes
@@ -151,6 +165,99 @@ def test_only_what_fits_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     # Methods without an inner loop are no concern of the plan.
     protonet = ProtoNet(MLP(2, (4,)))
     assert within(found, protonet, episodes) == found
+
+
+# Networks that look at the numbers they compute.
+
+
+class Branches(nn.Module):
+    def forward(self, z: Tensor) -> Tensor:
+        return 2 * z if float(z.detach().sum()) > 0 else z
+
+
+class Picks(nn.Module):
+    def forward(self, z: Tensor) -> Tensor:
+        return z + z[z > 0].mean()
+
+
+@pytest.mark.parametrize("layer", [Branches, Picks])
+def test_a_network_that_looks_at_numbers_is_looped_over_unplanned(layer: type[nn.Module]) -> None:
+    made = MAML(nn.Sequential(nn.Linear(2, 4), layer(), nn.Linear(4, 2)), inner_lr=0.1).train()
+    with pytest.warns(UnplannedWarning, match="memory of MAML on this network is not planned") as told:
+        chosen, seconds = auto.choose(made, batch(3, 4), repeats=1)
+    assert len(told) == 1
+    assert chosen == Batching("loop")
+    assert list(seconds) == ["loop"]
+    # Where somebody asked for the loop, nothing can be said beforehand, and nothing stands in the way.
+    refuse_too_large(OuterStep(made, chosen), batch(3, 4))
+
+
+class Sequences(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.head = nn.GRU(2, 4, batch_first=True), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.layer(x.unsqueeze(1))[0][:, -1])
+
+
+def test_a_network_that_cannot_be_mapped_is_planned_as_a_loop() -> None:
+    assert plan(MAML(Sequences(), inner_lr=0.1).train(), batch(3, 4)).batching == Batching("loop")
+
+
+# Batchings that somebody asked for.
+
+
+def test_what_was_asked_for_is_refused_where_it_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    made, episodes = learner(n_inner_steps=4), batch()
+    whole = predict(made, episodes, Batching("vmap"))
+
+    def ask(batching: Batching, room: int) -> None:
+        monkeypatch.setattr(memory_plan, "free_memory", lambda device: room)
+        refuse_too_large(OuterStep(made, batching), episodes)
+
+    ask(Batching("vmap"), whole.of(6))
+    with pytest.raises(UserError, match=r"fit into .* of free memory; MAML needs .* for 6 tasks at once") as e:
+        ask(Batching("vmap"), whole.of(6) - 1)
+    for offer in ("batching auto", "recompute=True", "chunk=3", "first_order=True, which needs", "imaml"):
+        assert offer in str(e.value)
+    ask(Batching("vmap", chunk=3), whole.of(3))
+    with pytest.raises(UserError, match="for one task at once"):
+        ask(Batching("loop"), 1000)
+    with pytest.raises(UserError, match="for 4 tasks at once"):
+        ask(Batching("processes", inside="loop", workers=4), 4 * predict(made, episodes, Batching("loop")).of(1) - 1)
+
+
+def test_a_run_is_refused_before_its_first_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    source = Sinusoid(n_shot=4, n_query=4)
+    made = MAML.from_backbone(MLP(1, (8,)), source.spec)
+    monkeypatch.setattr(memory_plan, "free_memory", lambda device: 1000)
+    trainer = Trainer(made, EpisodeLoader(source, 3, seed=0), TrainConfig(steps=2, batching="vmap"))
+    with pytest.raises(UserError, match="of free memory; MAML needs"):
+        trainer.fit()
+    assert trainer.progress.step == 0
+
+
+def test_a_rehearsal_is_held_only_where_there_is_doubt(monkeypatch: pytest.MonkeyPatch) -> None:
+    held: list[Batching] = []
+    monkeypatch.setattr(memory_plan, "predict", lambda made, episodes, how, autocast: held.append(how) or Need(0, 0))
+    made, episodes = learner(), batch()
+    before = {k: t.clone() for k, t in made.state_dict().items()}
+    monkeypatch.setattr(memory_plan, "free_memory", lambda device: 2**40)
+    refuse_too_large(OuterStep(made, Batching("vmap")), episodes)
+    assert held == []
+    monkeypatch.setattr(memory_plan, "free_memory", lambda device: 1000)
+    refuse_too_large(OuterStep(made, Batching("vmap")), episodes)
+    assert held == [Batching("vmap")]
+    assert all(torch.equal(t, before[k]) for k, t in made.state_dict().items())
+
+
+@pytest.mark.parametrize("cls", [ANIL, IMAML, MAML, MAMLpp, MetaCurvature])
+def test_no_doubt_is_enough_room(cls: type[Learner]) -> None:
+    """What one task makes without a graph, so many times, is more than a rehearsal finds."""
+    made = learner(cls)
+    assert isinstance(made, InnerLoop)
+    assert predict(made, batch(1), Batching("loop")).of(1) < memory_plan.AT_MOST * memory_plan._made(made, batch(1))
 
 
 @pytest.mark.parametrize(

@@ -11,28 +11,60 @@ from __future__ import annotations
 import copy
 import inspect
 import os
+import warnings
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensorMode,
+    UnsupportedFakeTensorException,
+    UnsupportedOperatorException,
+)
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from kshot.core import Episode, Learner, UserError, tree_map
-from kshot.core.episode import n_tasks, select
+from kshot.core.episode import n_tasks, select, unbind
 from kshot.engine.batch import Batching, OuterStep
 from kshot.engine.inner import InnerLoop, writes_in_place
+from kshot.engine.processes import default_number
 from kshot.engine.reading import Reader
+from kshot.nn import native
 
 #: Share of the free memory that a plan may fill.
 SHARE = 0.8
 #: Steps of a sequence from which on its memory is planned: shorter ones have never been too much.
 LONG = 100
+#: The gradient of a task takes so many times the bytes that its inner steps make without a graph, at most: 0.1 to 1.9
+#: were seen.
+AT_MOST = 4
+
+Autocast = Callable[[], AbstractContextManager[Any]]
+
+
+class UnplannedWarning(UserWarning):
+    """A network could not be rehearsed, so nobody knows beforehand whether its memory is enough."""
+
+
+#: What PyTorch says of an operation whose outcome, or its shape, hangs on numbers that a fake tensor has not; or that
+#: it cannot imitate.
+UNKNOWN_WITHOUT_NUMBERS = (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    UnsupportedFakeTensorException,
+    UnsupportedOperatorException,
+)
+UNPLANNED = (
+    "the memory of {learner} on this network is not planned, since the network looks at the numbers that it computes "
+    "({error}); tasks are taken one after the other. Where memory is short, pass recompute=True or fewer inner steps"
+)
 
 
 class Need(NamedTuple):
@@ -66,7 +98,7 @@ class Plan:
     budget: int
 
 
-def predict(learner: Learner, episodes: Episode, batching: Batching) -> Need:
+def predict(learner: Learner, episodes: Episode, batching: Batching, autocast: Autocast = nullcontext) -> Need:
     """Predict the memory of an outer gradient, without taking any.
 
     Args:
@@ -74,28 +106,33 @@ def predict(learner: Learner, episodes: Episode, batching: Batching) -> Need:
         episodes: a batch as training will see it; its shapes count.
         batching: how; ``chunk`` is of no concern, for what is asked is the memory of each task. Of
             several processes it is the memory of each.
+        autocast: makes a context for mixed precision.
 
     Returns:
         The bytes. For a loop, whose tasks come one after the other, all of it is ``fixed``.
     """
     batching = batching.of_one_process()
+
+    def rehearsed(n: int) -> int:
+        return _rehearsed(learner, select(episodes, slice(0, n)), batching, autocast)
+
     if batching.kind == "loop":
         # From the third task on, the sums of those before lie beside the one at work.
-        return Need(_rehearsed(learner, select(episodes, slice(0, 3)), batching), 0)
-    one = _rehearsed(learner, select(episodes, slice(0, 1)), batching)
+        return Need(rehearsed(3), 0)
+    one = rehearsed(1)
     if n_tasks(episodes) == 1:
         return Need(0, one)
-    two = _rehearsed(learner, select(episodes, slice(0, 2)), batching)
+    two = rehearsed(2)
     return Need(max(2 * one - two, 0), two - one)
 
 
-def _rehearsed(learner: Learner, episodes: Episode, batching: Batching) -> int:
+def _rehearsed(learner: Learner, episodes: Episode, batching: Batching, autocast: Autocast = nullcontext) -> int:
     plain = replace(batching, chunk=0, compiled=False)
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
         splits = (s._replace(x=tree_map(mode.from_tensor, s.x), y=mode.from_tensor(s.y)) for s in episodes)
         fake = Episode(*splits)
         with measured() as peak:
-            OuterStep(learner, plain)(fake)
+            OuterStep(learner, plain, autocast)(fake)
     return peak()
 
 
@@ -116,7 +153,7 @@ class _Ledger(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.now = self.peak = 0
+        self.now = self.peak = self.total = 0
         self.known: set[int] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -132,6 +169,7 @@ class _Ledger(TorchDispatchMode):
         size, name = storage.nbytes(), id(storage)
         self.known.add(name)
         self.now += size
+        self.total += size
         self.peak = max(self.peak, self.now)
 
         def leave() -> None:
@@ -173,8 +211,8 @@ def plan(
     sums = 16 * sum(p.numel() for p in learner.parameters())  # of chunks, in float64, and the new ones beside them
     mapped = kind == "vmap" and n_tasks(episodes) > 1 and not writes_in_place(learner)
     for recompute in (False, True):
-        if mapped:
-            need = predict(learner, episodes, Batching("vmap", recompute=recompute))
+        need = _mapped(learner, episodes, recompute) if mapped else None
+        if need is not None:
             if need.of(n_tasks(episodes)) <= budget:
                 return Plan(Batching("vmap", recompute=recompute), need.of(n_tasks(episodes)), budget)
             chunk = _most(need, budget - sums, n_tasks(episodes))
@@ -184,6 +222,13 @@ def plan(
         if alone <= budget:
             return Plan(Batching("loop", recompute=recompute), alone, budget)
     raise UserError(_refusal(learner, episodes, alone, budget))
+
+
+def _mapped(learner: Learner, episodes: Episode, recompute: bool) -> Need | None:
+    try:
+        return predict(learner, episodes, Batching("vmap", recompute=recompute))
+    except (RuntimeError, TypeError, ValueError):  # Not every network can be mapped, such as an LSTM.
+        return None
 
 
 def within(found: list[Batching], learner: Learner, episodes: Episode | Sequence[Episode]) -> list[Batching]:
@@ -196,17 +241,26 @@ def within(found: list[Batching], learner: Learner, episodes: Episode | Sequence
         episodes: a batch as training will see it.
 
     Returns:
-        All of them where there is room; else the planned one, and the compiled kernel, which keeps little.
+        All of them where there is room; else the planned one, and the compiled kernel, which keeps little. Where a
+        network cannot be rehearsed, for it looks at the numbers, all but ``vmap``, which cannot run it either;
+        ``UnplannedWarning`` says so.
     """
     if not isinstance(episodes, Episode):
         return found
-    if isinstance(learner, Reader) and _steps(episodes) >= LONG:
-        return _reading_within(found, learner, episodes)
-    if not isinstance(learner, InnerLoop):
+    reads = isinstance(learner, Reader) and _steps(episodes) >= LONG
+    if not (reads or isinstance(learner, InnerLoop)):
         return found
-    alone = _rehearsed(learner, select(episodes, slice(0, 1)), Batching("loop"))
+    try:
+        alone = _rehearsed(learner, select(episodes, slice(0, 1)), Batching("loop"))
+    except UNKNOWN_WITHOUT_NUMBERS as error:
+        warnings.warn(UNPLANNED.format(learner=type(learner).__name__, error=error), UnplannedWarning, stacklevel=2)
+        return [b for b in found if b.kind != "vmap"]
     if alone * n_tasks(episodes) <= SHARE * free_memory(episodes.support.y.device):
         return found
+    if isinstance(learner, Reader):
+        # The memory of a long sequence grows with its steps, or with their root where they are computed twice.
+        lean = [b for b in found if b.kind == "fused" and learner.cell.fused_is_lean]
+        return lean or [replace(b, recompute=True) for b in found if b.kind != "fused"]
     fused = [b for b in found if b.kind == "fused"]
     return fused or [plan(learner, episodes).batching]
 
@@ -215,13 +269,57 @@ def _steps(episodes: Episode) -> int:
     return sum(split.y.shape[1] for split in episodes)
 
 
-def _reading_within(found: list[Batching], learner: Reader, episodes: Episode) -> list[Batching]:
-    # The memory of a long sequence grows with its steps, or with their root where they are computed twice.
-    alone = _rehearsed(learner, select(episodes, slice(0, 1)), Batching("loop"))
-    if alone * n_tasks(episodes) <= SHARE * free_memory(episodes.support.y.device):
-        return found
-    lean = [b for b in found if b.kind == "fused" and learner.cell.fused_is_lean]
-    return lean or [replace(b, recompute=True) for b in found if b.kind != "fused"]
+def refuse_too_large(step: OuterStep, episodes: Episode | Sequence[Episode]) -> None:
+    """Refuse a batching that was asked for where its tasks do not fit into memory.
+
+    A rehearsal takes seconds, so it is held only where the steps of one task, taken for real and without a graph, leave
+    a doubt.
+
+    Args:
+        step: how the outer gradient will be taken; only that of inner loops of the engine's is looked at, and not by
+            kernels, which keep little.
+        episodes: a batch as training will see it.
+
+    Raises:
+        UserError: it does not fit; the message says what would help.
+    """
+    learner, batching = step.learner, step.batching
+    if not (isinstance(learner, InnerLoop) and isinstance(episodes, Episode)) or batching.alone == "fused":
+        return
+    total = n_tasks(episodes)
+    processes = min(batching.workers or default_number(), total) if batching.kind == "processes" else 1
+    at_once = 1 if batching.alone == "loop" else min(batching.chunk or total, -(-total // processes))
+    room = free_memory(episodes.support.y.device)
+    with step.autocast():
+        doubtful = AT_MOST * _made(learner, episodes) * at_once * processes > room
+    if not doubtful:
+        return
+    try:
+        needed = predict(learner, episodes, batching, step.autocast).of(at_once) * processes
+    except UNKNOWN_WITHOUT_NUMBERS:
+        return
+    if needed > room:
+        ways = [f"batching auto, which looks for one that fits, instead of {batching}", *_offers(learner, episodes)]
+        if at_once > 1:
+            ways.insert(1, f"chunk={max(at_once // 2, 1)} or less")
+        if not batching.recompute:
+            ways.insert(1, "recompute=True")
+        raise UserError(
+            f"expected the outer gradient to fit into {in_words(room)} of free memory; {type(learner).__name__} needs "
+            f"{in_words(needed)} for {_counted(at_once * processes)} at once. What helps: {'; '.join(ways)}"
+        )
+
+
+def _counted(n: int) -> str:
+    return "one task" if n == 1 else f"{n} tasks"
+
+
+def _made(learner: InnerLoop, episodes: Episode) -> int:
+    # Bytes of all that the first task makes on its way, by plain operations, and of one gradient.
+    one, ledger = next(iter(unbind(episodes))), _Ledger()
+    with native.switched_off(), torch.no_grad(), ledger:
+        learner.predict(learner.adapt(one.support), one.query.x)
+    return ledger.total + sum(p.numel() * p.element_size() for p in learner.parameters())
 
 
 def _most(need: Need, budget: int, n: int) -> int:
@@ -229,6 +327,14 @@ def _most(need: Need, budget: int, n: int) -> int:
 
 
 def _refusal(learner: Learner, episodes: Episode, alone: int, budget: int) -> str:
+    return (
+        f"expected one task to fit into {in_words(budget)} of memory; {type(learner).__name__} needs "
+        f"{in_words(alone)} for one, even with its inner steps recomputed. What helps: "
+        f"{'; '.join(_offers(learner, episodes))}"
+    )
+
+
+def _offers(learner: Learner, episodes: Episode) -> list[str]:
     ways = ["fewer inner steps", "smaller inputs or fewer examples", "imaml, whose memory does not grow with the steps"]
     offered = inspect.signature(type(learner)).parameters if learner.exact_gradient else {}
     for option, value in (("truncate", 1), ("first_order", True)):
@@ -236,11 +342,8 @@ def _refusal(learner: Learner, episodes: Episode, alone: int, budget: int) -> st
             cheap = copy.deepcopy(learner)
             setattr(cheap, option, value)
             least = predict(cheap, episodes, Batching("loop")).of(1)
-            ways.insert(0, f"{option}={value}, which needs {in_words(least)}")
-    return (
-        f"expected one task to fit into {in_words(budget)} of memory; {type(learner).__name__} needs "
-        f"{in_words(alone)} for one, even with its inner steps recomputed. What helps: {'; '.join(ways)}"
-    )
+            ways.insert(0, f"{option}={value}, which needs {in_words(least)} for one task")
+    return ways
 
 
 def in_words(n_bytes: float) -> str:

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import math
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any, Protocol
 
 import torch
@@ -24,7 +21,9 @@ from kshot.engine.choices import choose_once
 from kshot.engine.config import TrainConfig
 from kshot.engine.distributed import average, make_fabric, synchronise
 from kshot.engine.inner import Random, replace_buffers
+from kshot.engine.interrupt import stop_requests
 from kshot.engine.log import Log
+from kshot.engine.memory_plan import refuse_too_large
 from kshot.engine.outer import clip, make_optimiser, rate_factor, rate_groups
 from kshot.engine.processes import end_idle
 
@@ -123,6 +122,7 @@ class Trainer:
         self.progress = Progress()
         self.outer_step: OuterStep | None = None
         self._how = ""
+        self._room_is_known = config.batching == "auto" and not config.deterministic
         #: Of the global generators, where training was interrupted.
         self._random: list[Tensor] = []
 
@@ -137,7 +137,8 @@ class Trainer:
 
         Raises:
             DivergedError: a loss or gradient was not finite; the last good checkpoint is kept.
-            UserError: nothing to resume from, another run's checkpoints in the way, or a file could not be written.
+            UserError: nothing to resume from, another run's checkpoints in the way, a file could not be written, or
+                the batching that was asked for does not fit into memory.
         """
         self._refuse_another_run(resume)
         devices = [self.fabric.device] if self.fabric.device.type == "cuda" else []
@@ -146,7 +147,7 @@ class Trainer:
             torch.random.fork_rng(devices),
             _deterministic(self.config.deterministic),
             frozen,
-            _stop_requests() as stop,
+            stop_requests() as stop,
         ):
             # Dropout and the like draw from the global generator: it is seeded here and restored afterwards.
             torch.manual_seed(generator(self.config.seed, "global").initial_seed())
@@ -223,11 +224,20 @@ class Trainer:
     def _next(self) -> Episode | list[Episode]:
         return self.precision.convert_input(next(self.loader))
 
+    def _looked_at(self, batch: Episode | list[Episode]) -> Episode | list[Episode]:
+        # Measured batchings were planned for; what somebody asked for is kept, so it can only be refused.
+        if self.outer_step is not None and not self._room_is_known:
+            with Random().again():
+                refuse_too_large(self.outer_step, batch)
+            self._room_is_known = True
+        return batch
+
     def _one_step(self) -> None:
         if self.outer_step is None:
             raise RuntimeError("the trainer was not prepared")
         # Rounded once, after the last sum: so the run is the same however its tasks are shared out.
-        gradient = combine((self.outer_step(self._next(), wide=True) for _ in range(self.config.accumulate)), wide=True)
+        batches = (self._looked_at(self._next()) for _ in range(self.config.accumulate))
+        gradient = combine((self.outer_step(batch, wide=True) for batch in batches), wide=True)
         if self.fabric.world_size > 1:
             before = dict(self.learner.named_buffers())
             gradient = average(self.fabric, gradient, self.loader.n_tasks * self.config.accumulate, before)
@@ -376,25 +386,3 @@ def _frozen(learner: Learner, names: Sequence[str]) -> Iterator[None]:
     finally:
         for name, before in held.items():
             learner.get_parameter(name).requires_grad_(before)
-
-
-@contextmanager
-def _stop_requests() -> Iterator[threading.Event]:
-    # The first Ctrl-C or SIGTERM is a request, met after the step at hand; a second Ctrl-C stops at once.
-    stop = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-    held = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
-
-    def ask(number: int, frame: FrameType | None) -> None:
-        stop.set()
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    for s in held:
-        signal.signal(s, ask)
-    try:
-        yield stop
-    finally:
-        for s, handler in held.items():
-            signal.signal(s, handler)
