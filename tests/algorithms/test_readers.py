@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from kshot.algorithms import DNC, LSTM, MANN, NTM
 from kshot.core import Episode, Spec, Split, UserError
@@ -20,6 +21,7 @@ from kshot.nn.memory.dnc import DNCCell
 from kshot.nn.memory.labelled import offset, shown, shuffled
 from kshot.nn.memory.lrua import LRUACell
 from kshot.nn.memory.lstm import LSTMCell
+from kshot.nn.memory.ntm import NTMCell
 from kshot.nn.memory.similarity import cosine
 from kshot.nn.native.ntm import ntm_scan
 from kshot.testing import synthetic_episode, synthetic_episodes
@@ -29,6 +31,8 @@ CELLS = {
     "lstm": lambda: LSTMCell(3, 4, 2),
     "lrua": lambda: LRUACell(3, 4, n_slots=6, slot_width=3, n_heads=2),
     "dnc": lambda: DNCCell(3, 4, n_slots=5, slot_width=3, n_heads=2),
+    "ntm": lambda: NTMCell(3, n_hidden=4, n_layers=2, n_heads=2, n_slots=5, slot_width=3),
+    "ntm feedforward": lambda: NTMCell(3, controller="feedforward", n_hidden=4, n_slots=5, slot_width=3),
 }
 
 
@@ -101,12 +105,42 @@ def test_scan_is_step_after_step_in_any_batch_and_under_vmap(name: str) -> None:
     assert same is state
 
 
-@pytest.mark.parametrize("name", CELLS)
+#: Every number of every weight is moved: as small as they can be, and still be themselves.
+TINY = {
+    "lstm": lambda: LSTMCell(2, 2, 2),
+    "lrua": lambda: LRUACell(2, 2, n_slots=4, slot_width=2, n_heads=2),
+    "dnc": lambda: DNCCell(2, 2, n_slots=3, slot_width=2, n_heads=2),
+    "ntm": lambda: NTMCell(2, n_hidden=2, n_layers=2, n_heads=2, n_slots=3, slot_width=2),
+    "ntm feedforward": lambda: NTMCell(2, controller="feedforward", n_hidden=2, n_slots=3, slot_width=2),
+}
+
+
+@pytest.mark.parametrize("name", TINY)
 def test_gradients_of_a_cell_once_and_twice(name: str) -> None:
-    cell = CELLS[name]().double()
-    x = torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda x: cell.scan(x, cell.start())[0], x, atol=1e-4)
-    assert torch.autograd.gradgradcheck(lambda x: cell.scan(x, cell.start())[0], x, atol=1e-3, fast_mode=True)
+    """By inputs and weights, over three steps: the memory is written, read, and written again."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(5)
+        cell = TINY[name]().double()
+        x = torch.randn(3, 2, dtype=torch.float64, requires_grad=True)
+    names = [n for n, _ in cell.named_parameters()]
+
+    def scan(x: Tensor, *weights: Tensor) -> Tensor:
+        return functional_call(_Scan(cell), dict(zip((f"cell.{n}" for n in names), weights, strict=True)), (x,))
+
+    inputs = (x, *cell.parameters())
+    assert torch.autograd.gradcheck(scan, inputs, atol=1e-6, rtol=1e-6)
+    assert torch.autograd.gradgradcheck(scan, inputs, atol=1e-6, rtol=1e-4, fast_mode=True)
+
+
+class _Scan(nn.Module):
+    """A cell whose call is its scan from the start."""
+
+    def __init__(self, cell: Cell[Any]) -> None:
+        super().__init__()
+        self.cell = cell
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.cell.scan(x, self.cell.start())[0]
 
 
 @pytest.mark.skipif(not native.available(), reason=f"no native library: {native.why_not()}")

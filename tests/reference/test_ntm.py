@@ -1,7 +1,8 @@
-"""One step of a Neural Turing Machine by the paper's equations, one number at a time (float64)."""
+"""Steps of a Neural Turing Machine by the paper's equations, one number at a time (float64)."""
 
 import math
 
+import pytest
 import torch
 
 from kshot.nn.memory.ntm import NTMCell, NTMState
@@ -20,10 +21,14 @@ def softmax(values: list[float]) -> list[float]:
     return [p / sum(powers) for p in powers]
 
 
-def place(emitted: list[float], memory: list[list[float]], before: list[float], width: int) -> list[float]:
-    n, key = len(memory), emitted[:width]
+Rows = list[list[float]]
+
+
+def place(emitted: list[float], memory: Rows, before: list[float], width: int, n_shifts: int) -> list[float]:
+    """Where a head stands after a step."""
+    n, key, half = len(memory), emitted[:width], n_shifts // 2
     strength, gate = softplus(emitted[width]), sigmoid(emitted[width + 1])
-    shift, sharpness = softmax(emitted[width + 2 : width + 5]), 1 + softplus(emitted[width + 5])
+    shift, sharpness = softmax(emitted[width + 2 : width + 2 + n_shifts]), 1 + softplus(emitted[width + 2 + n_shifts])
 
     def norm(v: list[float]) -> float:
         return math.sqrt(sum(a * a for a in v) + 1e-6)
@@ -31,36 +36,83 @@ def place(emitted: list[float], memory: list[list[float]], before: list[float], 
     cosine = [sum(k * m for k, m in zip(key, row, strict=True)) / (norm(key) * norm(row)) for row in memory]  # Eq. 6
     content = softmax([strength * c for c in cosine])  # Eq. 5
     gated = [gate * c + (1 - gate) * b for c, b in zip(content, before, strict=True)]  # Eq. 7
-    shifted = [sum(gated[(i - j) % n] * shift[j + 1] for j in (-1, 0, 1)) for i in range(n)]  # Eq. 8
+    shifted = [sum(gated[(i - j) % n] * shift[j + half] for j in range(-half, half + 1)) for i in range(n)]  # Eq. 8
     powers = [s**sharpness for s in shifted]
     return [p / sum(powers) for p in powers]  # Eq. 9
 
 
-def test_a_step_by_plain_loops() -> None:
+def step(
+    cell: NTMCell, x: list[float], reads: list[float], before: Rows, memory: Rows
+) -> tuple[list[float], list[float], Rows, Rows]:
+    """One step of a machine with a feed-forward controller: hidden units, reads, weightings and memory after it."""
+    s = cell.shape
+    inputs, rows = x + reads, torch.cat([cell.input.weight, cell.recurrent.weight], 1).tolist()
+    hidden = [math.tanh(dot(row, inputs) + b) for row, b in zip(rows, cell.input.bias.tolist(), strict=True)]
+    emitted = [
+        dot(row, hidden) + b for row, b in zip(cell.heads.weight.tolist(), cell.heads.bias.tolist(), strict=True)
+    ]
+    address, at, weights, erase, add = s.width + 3 + s.shifts, 0, [], [], []
+    for head in range(s.reads + s.writes):
+        weights.append(place(emitted[at : at + address], memory, before[head], s.width, s.shifts))
+        at += address
+        if head >= s.reads:
+            erase.append([sigmoid(v) for v in emitted[at : at + s.width]])
+            add.append(emitted[at + s.width : at + 2 * s.width])
+            at += 2 * s.width
+    assert at == len(emitted)
+    read = [
+        sum(w[i] * memory[i][m] for i in range(s.slots)) for w in weights[: s.reads] for m in range(s.width)
+    ]  # Eq. 2
+    memory = [list(row) for row in memory]
+    writers = list(zip(weights[s.reads :], erase, add, strict=True))
+    for w, e, _ in writers:  # Eq. 3, of all writers, and then Eq. 4
+        memory = [[memory[i][m] * (1 - w[i] * e[m]) for m in range(s.width)] for i in range(s.slots)]
+    for w, _, a in writers:
+        memory = [[memory[i][m] + w[i] * a[m] for m in range(s.width)] for i in range(s.slots)]
+    return hidden, read, weights, memory
+
+
+def dot(a: list[float], b: list[float]) -> float:
+    return sum(x * y for x, y in zip(a, b, strict=True))
+
+
+@pytest.mark.parametrize(("n_heads", "n_shifts", "n_slots"), [(1, 3, 5), (2, 5, 7), (2, 3, 5), (3, 5, 5)])
+def test_steps_by_plain_loops(n_heads: int, n_shifts: int, n_slots: int) -> None:
+    """Several writers erase first and add then; what one step left is where the next begins."""
+    width, n_steps = 3, 6
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(3)
-        cell = NTMCell(2, controller="feedforward", n_hidden=4, n_slots=5, slot_width=3).double()
+        sizes: dict[str, int] = {
+            "n_hidden": 4,
+            "n_heads": n_heads,
+            "n_slots": n_slots,
+            "slot_width": width,
+            "n_shifts": n_shifts,
+        }
+        cell = NTMCell(2, controller="feedforward", **sizes).double()
         for p in cell.parameters():
-            p.data += 0.5 * torch.randn_like(p)
-        memory = torch.randn(5, 3, dtype=torch.float64)
-        before = torch.randn(2, 5, dtype=torch.float64).softmax(-1)
-        x, reads = torch.randn(2, dtype=torch.float64), torch.randn(3, dtype=torch.float64)
+            p.data += 0.7 * torch.randn_like(p)
+        memory = torch.randn(n_slots, width, dtype=torch.float64)
+        weights = torch.randn(2 * n_heads, n_slots, dtype=torch.float64).softmax(-1)
+        xs = torch.randn(n_steps, 2, dtype=torch.float64)
+        reads = torch.randn(n_heads * width, dtype=torch.float64)
     nothing = torch.zeros(0, dtype=torch.float64)
+    state = NTMState(nothing, nothing, reads, weights, memory)
+    read, placed, kept = reads.tolist(), weights.tolist(), memory.tolist()
     with torch.no_grad():
-        out, after = cell(x, NTMState(nothing, nothing, reads, before, memory))
-        sums = cell.input.weight @ x + cell.input.bias + cell.recurrent.weight @ reads
-        hidden = [math.tanh(float(v)) for v in sums]
-        emitted = (cell.heads.weight @ torch.tensor(hidden, dtype=torch.float64) + cell.heads.bias).tolist()
-    rows = memory.tolist()
-    read, write = (place(emitted[a : a + 9], rows, before[h].tolist(), 3) for h, a in ((0, 0), (1, 9)))
-    erase, add = [sigmoid(v) for v in emitted[18:21]], emitted[21:24]
-    r = [sum(read[i] * rows[i][m] for i in range(5)) for m in range(3)]  # Eq. 2
-    written = [
-        [rows[i][m] * (1 - write[i] * erase[m]) + write[i] * add[m] for m in range(3)] for i in range(5)
-    ]  # Eq. 3 and 4
-    torch.testing.assert_close(out, torch.tensor(hidden + r, dtype=torch.float64), rtol=0, atol=1e-10)
-    torch.testing.assert_close(after.memory, torch.tensor(written, dtype=torch.float64), rtol=0, atol=1e-10)
-    torch.testing.assert_close(after.weights, torch.tensor([read, write], dtype=torch.float64), rtol=0, atol=1e-10)
+        scanned, end = cell.scan(xs, state)
+        for x, of_scan in zip(xs, scanned, strict=True):
+            out, state = cell(x, state)
+            hidden, read, placed, kept = step(cell, x.tolist(), read, placed, kept)
+            close(out, hidden + read)
+            close(of_scan, hidden + read)
+            close(state.weights, placed)
+            close(state.memory, kept)
+    close(end.memory, kept)
+
+
+def close(got: torch.Tensor, expected: list) -> None:
+    torch.testing.assert_close(got, torch.tensor(expected, dtype=torch.float64), rtol=0, atol=1e-10)
 
 
 def test_layers_of_lstm_by_plain_loops() -> None:
