@@ -169,7 +169,7 @@ def _logs(out: Path, config: RunConfig) -> list[Log]:
     return [*logs, TensorBoardLog(out / "tensorboard")] if config.where.tensorboard else logs
 
 
-def validated_on(config: RunConfig) -> dict[str, int]:
+def validated_on(config: RunConfig) -> dict[str, Any]:
     """Say which episodes of meta_val a run is validated on.
 
     Args:

@@ -20,7 +20,8 @@ n, number of reads      ``n_heads``
 
 Differs from the paper: each head writes to a least used row of its own, where Eq. 6 marks n rows for all; cosines are
 multiplied by a key strength, as in the Neural Turing Machine whose heads these are; key, gate and strength come from
-the controller by one linear map. Labels are one-hot, as in its 5-class experiments.
+the controller by one linear map, and a tanh holds keys, which are what is written, within -1 and 1, where the paper
+names none. Labels are one-hot, as in its 5-class experiments.
 
 Checked by: tests/reference/test_lrua.py (Eq. 2 to 8 by plain loops), tests/algorithms/test_readers.py.
 """

@@ -2,9 +2,10 @@
 
 Paper: Alex Graves, Greg Wayne, Ivo Danihelka, "Neural Turing Machines", 2014, arXiv:1410.5401.
 
-Idea: a recurrent network beside a memory whose size has nothing to do with the number of weights. Heads find their
-place by content or by shifting from where they stood, and all of it has a gradient, so procedures can be learnt from
-examples of input and output.
+Idea: a recurrent network beside a memory, on whose size the number of weights hardly depends: where the heads stand at
+the start is learned for each row, and nothing else unless ``memory_start`` is "learned". Heads find their place by
+content or by shifting from where they stood, and all of it has a gradient, so procedures can be learnt from examples of
+input and output.
 
 ======================  ==============================================
 paper                   here
