@@ -51,7 +51,10 @@ def step(
     emitted = [
         dot(row, hidden) + b for row, b in zip(cell.heads.weight.tolist(), cell.heads.bias.tolist(), strict=True)
     ]
-    address, at, weights, erase, add = s.width + 3 + s.shifts, 0, [], [], []
+    address, at = s.width + 3 + s.shifts, 0
+    weights: Rows = []
+    erase: Rows = []
+    add: Rows = []
     for head in range(s.reads + s.writes):
         weights.append(place(emitted[at : at + address], memory, before[head], s.width, s.shifts))
         at += address
@@ -60,9 +63,8 @@ def step(
             add.append(emitted[at + s.width : at + 2 * s.width])
             at += 2 * s.width
     assert at == len(emitted)
-    read = [
-        sum(w[i] * memory[i][m] for i in range(s.slots)) for w in weights[: s.reads] for m in range(s.width)
-    ]  # Eq. 2
+    columns = [[row[m] for row in memory] for m in range(s.width)]
+    read = [dot(w, column) for w in weights[: s.reads] for column in columns]  # Eq. 2
     memory = [list(row) for row in memory]
     writers = list(zip(weights[s.reads :], erase, add, strict=True))
     for w, e, _ in writers:  # Eq. 3, of all writers, and then Eq. 4
@@ -82,14 +84,15 @@ def test_steps_by_plain_loops(n_heads: int, n_shifts: int, n_slots: int) -> None
     width, n_steps = 3, 6
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(3)
-        sizes: dict[str, int] = {
-            "n_hidden": 4,
-            "n_heads": n_heads,
-            "n_slots": n_slots,
-            "slot_width": width,
-            "n_shifts": n_shifts,
-        }
-        cell = NTMCell(2, controller="feedforward", **sizes).double()
+        cell = NTMCell(
+            2,
+            controller="feedforward",
+            n_hidden=4,
+            n_heads=n_heads,
+            n_slots=n_slots,
+            slot_width=width,
+            n_shifts=n_shifts,
+        ).double()
         for p in cell.parameters():
             p.data += 0.7 * torch.randn_like(p)
         memory = torch.randn(n_slots, width, dtype=torch.float64)
