@@ -2,9 +2,12 @@
 
 import sys
 import types
+from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 from kshot.bench import cases, ntm
 from kshot.core import UserError
@@ -45,50 +48,46 @@ def test_contenders_that_differ_are_not_timed(monkeypatch: pytest.MonkeyPatch) -
 class Cell(torch.nn.Module):
     """pytorch-ntm's machine for one head of each kind, as its modules are named."""
 
-    def __init__(self, n_in, n_out, units, layers, heads, slots, width):
+    def __init__(self, n_in: int, n_out: int, units: int, layers: int, heads: int, slots: int, width: int) -> None:
         super().__init__()
         address = width + 6
-        lstm = torch.nn.LSTM(n_in + width, units)
-        read, write = torch.nn.Module(), torch.nn.Module()
-        read.fc_read, write.fc_write = torch.nn.Linear(units, address), torch.nn.Linear(units, address + 2 * width)
-        self.ntm, self.memory = torch.nn.Module(), torch.nn.Module()
-        self.ntm.controller = torch.nn.Module()
-        self.ntm.controller.lstm, self.ntm.heads = lstm, torch.nn.ModuleList([read, write])
-        self.ntm.fc = torch.nn.Linear(units + width, n_out)
-        self.memory.register_buffer("mem_bias", torch.zeros(slots, width))
-        self.n_in, self.width, self.slots = n_in, width, slots
+        self.lstm = torch.nn.LSTM(n_in + width, units)
+        self.read, self.write = torch.nn.Linear(units, address), torch.nn.Linear(units, address + 2 * width)
+        self.fc = torch.nn.Linear(units + width, n_out)
+        controller = types.SimpleNamespace(lstm=self.lstm)
+        headed = [types.SimpleNamespace(fc_read=self.read), types.SimpleNamespace(fc_write=self.write)]
+        self.ntm = types.SimpleNamespace(controller=controller, heads=headed, fc=self.fc)
+        self.memory = types.SimpleNamespace(mem_bias=torch.zeros(slots, width))
+        self.n_in, self.width, self.slots, self.units = n_in, width, slots, units
 
-    def init_sequence(self, n):
+    def init_sequence(self, n: int) -> None:
         self.n, self.content = n, self.memory.mem_bias.expand(n, -1, -1)
-        units = self.ntm.controller.lstm.hidden_size
-        lstm = (torch.zeros(1, n, units), torch.zeros(1, n, units))
-        self.previous_state = ([torch.zeros(n, self.width)], lstm, [torch.zeros(n, self.slots)] * 2)
+        lstm = (torch.zeros(1, n, self.units), torch.zeros(1, n, self.units))
+        self.previous_state: Any = ([torch.zeros(n, self.width)], lstm, [torch.zeros(n, self.slots)] * 2)
 
-    def _weights(self, o, before):
+    def _weights(self, o: Tensor, before: Tensor) -> Tensor:
         m = self.width
         alike = torch.cosine_similarity(self.content, o[:, None, :m], dim=-1)
-        content = torch.softmax(torch.nn.functional.softplus(o[:, m : m + 1]) * alike, 1)
+        content = torch.softmax(F.softplus(o[:, m : m + 1]) * alike, 1)
         gate, shift = torch.sigmoid(o[:, m + 1 : m + 2]), torch.softmax(o[:, m + 2 : m + 5], 1)
         gated = gate * content + (1 - gate) * before
-        moved = sum(shift[:, j : j + 1] * gated.roll(1 - j, 1) for j in range(3))
-        sharp = moved ** (1 + torch.nn.functional.softplus(o[:, m + 5 : m + 6]))
+        moved = torch.stack([shift[:, j : j + 1] * gated.roll(1 - j, 1) for j in range(3)]).sum(0)
+        sharp = moved ** (1 + F.softplus(o[:, m + 5 : m + 6]))
         return sharp / sharp.sum(1, keepdim=True)
 
-    def forward(self, x=None):
+    def forward(self, x: Tensor | None = None) -> tuple[Tensor, Any]:
         x = torch.zeros(self.n, self.n_in) if x is None else x
         (read,), state, (w_read, w_write) = self.previous_state
-        h, state = self.ntm.controller.lstm(torch.cat([x, read], 1)[None], state)
-        reader, writer = self.ntm.heads
-        w_read = self._weights(reader.fc_read(h[0]), w_read)
+        h, state = self.lstm(torch.cat([x, read], 1)[None], state)
+        w_read = self._weights(self.read(h[0]), w_read)
         read = (w_read[:, None] @ self.content)[:, 0]
-        o = writer.fc_write(h[0])
+        o = self.write(h[0])
         w_write = self._weights(o, w_write)
         erase, add = o[:, self.width + 6 :].chunk(2, 1)
-        self.content = self.content * (1 - w_write[..., None] * erase.sigmoid()[:, None]) + (
-            w_write[..., None] * add[:, None]
-        )
+        stays = 1 - w_write[..., None] * erase.sigmoid()[:, None]
+        self.content = self.content * stays + w_write[..., None] * add[:, None]
         self.previous_state = ([read], state, [w_read, w_write])
-        return torch.sigmoid(self.ntm.fc(torch.cat([h[0], read], 1))), self.previous_state
+        return torch.sigmoid(self.fc(torch.cat([h[0], read], 1))), self.previous_state
 
 
 def test_the_peer_gets_the_same_weights_and_start(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -43,8 +43,9 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "learn2learn", package)
     monkeypatch.setattr(peers, "installed", lambda name: name == "learn2learn")
     monkeypatch.setattr(reaching, "N_VALIDATION", 4)
-    glyphs = {"n_way": 5, "n_shot": 1, "n_query": 1}
-    monkeypatch.setattr(reaching, "_source", lambda split, root: open_source("glyphs", split, **glyphs))
+    monkeypatch.setattr(
+        reaching, "_source", lambda split, root: open_source("glyphs", split, n_way=5, n_shot=1, n_query=1)
+    )
 
 
 def test_both_stop_where_the_target_is_reached(small: None, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -97,8 +97,9 @@ def _learner() -> NTM:
         torch.manual_seed(0)
         spec = Copy().spec
         # Its memory starts at random, since the peer's cosines are not defined for rows of nothing.
-        size = {"n_hidden": UNITS, "n_slots": SLOTS, "slot_width": WIDTH}
-        learner = NTM(Flat(spec.input_shape), spec, **size, memory_start="random")
+        learner = NTM(
+            Flat(spec.input_shape), spec, n_hidden=UNITS, n_slots=SLOTS, slot_width=WIDTH, memory_start="random"
+        )
     return learner.train()
 
 
