@@ -247,8 +247,9 @@ def by_kernels(module: nn.Module) -> TypeGuard[Conv4]:
     Returns:
         True for a Conv4 that they know, which is ``fusable``; not for one with a ``forward`` of its own.
     """
-    own = isinstance(module, Conv4) and type(module).forward is Conv4.forward
-    return own and not is_hooked(module) and module.fusable
+    if not isinstance(module, Conv4) or type(module).forward is not Conv4.forward:
+        return False
+    return not is_hooked(module) and module.fusable
 
 
 def known_to_kernels(module: nn.Module) -> Conv4:
