@@ -37,7 +37,7 @@ def ntm_copy(rounds: int, n_sequences: int = 1, per: int = 0) -> Result:
     Args:
         rounds: measured rounds.
         n_sequences: of a step.
-        per: steps in a row that are timed together; 0 for about 64 sequences.
+        per: steps in a row that are timed together; 0 for about 16 sequences.
 
     Returns:
         Seconds of a step: forward, backward, clipping, RMSProp; of kshot with its data.
@@ -45,7 +45,7 @@ def ntm_copy(rounds: int, n_sequences: int = 1, per: int = 0) -> Result:
     Raises:
         UserError: the contenders do not compute the same gradient.
     """
-    threads, per = torch.get_num_threads(), per or max(1, 64 // n_sequences)
+    threads, per = torch.get_num_threads(), per or max(1, 16 // n_sequences)
     torch.set_num_threads(1)
     try:
         return _timed(rounds, n_sequences, per)
