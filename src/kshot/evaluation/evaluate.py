@@ -245,8 +245,7 @@ def _score(
         for _, episodes in draw.chunks(CHUNK if chunk is None else chunk):
             n_outputs = _outputs(episodes, source.spec)
             if answer is None:
-                for split, what in zip(select(episodes, 0), ("support", "query"), strict=True):
-                    check_split(split, source.spec._replace(n_outputs=n_outputs), what)
+                _check_shapes(select(episodes, 0), source.spec._replace(n_outputs=n_outputs))
             # Labels of every episode, or a class that was never shown would pass for one that is hard to tell.
             check_classes(episodes, n_outputs, range(done, done + n_tasks(episodes)))
             if answer is None:
@@ -303,6 +302,11 @@ def _agree(loop: _Answer, vmap: _Answer, episodes: Episode) -> bool:
 def _outputs(episodes: Episode, spec: Spec) -> int:
     """Return W of these episodes, or O."""
     return spec.n_outputs if episodes.support.n_way is None else episodes.support.n_way
+
+
+def _check_shapes(episode: Episode, spec: Spec) -> None:
+    for split, what in zip(episode, ("support", "query"), strict=True):
+        check_split(split, spec, what)
 
 
 def _check_answer(prediction: Tensor, expected: tuple[int, int], learner: Learner, first_episode: int) -> None:
