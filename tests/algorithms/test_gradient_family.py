@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+from tests.engine.test_inner_rules import Attends
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -209,16 +210,7 @@ def test_a_layer_that_is_not_called_is_named() -> None:
 
 @pytest.mark.filterwarnings("ignore::kshot.engine.inner.OtherPathWarning")
 def test_the_context_of_cavia_passes_by_a_layer_of_attention_that_is_never_called() -> None:
-    class Rows(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.layer = nn.TransformerEncoderLayer(4, 2, 8, dropout=0.0, batch_first=True)
-            self.head = nn.Linear(4, 2)
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.head(self.layer(x).mean(1))
-
-    learner = CAVIA(Rows(), n_context=3).double()
+    learner = CAVIA(Attends(), n_context=3).double()
     assert learner.place == ("layer.linear1", 8, False)
     g = torch.Generator().manual_seed(0)
     support, query = (
@@ -231,7 +223,7 @@ def test_the_context_of_cavia_passes_by_a_layer_of_attention_that_is_never_calle
         state = learner.eval().adapt(support)
     assert float(state.params["context"].abs().sum()) > 0
     with pytest.raises(UserError, match=r"those of this network are layer\.linear1, layer\.linear2, head"):
-        CAVIA(Rows(), layer="layer.self_attn.out_proj")
+        CAVIA(Attends(), layer="layer.self_attn.out_proj")
 
 
 @pytest.mark.parametrize("name", [n for n, m in methods().items() if m.family == "gradient"])

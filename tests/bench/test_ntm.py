@@ -38,10 +38,10 @@ def test_contenders_that_differ_are_not_timed(monkeypatch: pytest.MonkeyPatch) -
 
     def wrong(learner, episodes, kind):
         found = right(learner, episodes, kind)
-        return [-found[0], *found[1:]] if kind == "fused" else found
+        return {name: -t for name, t in found.items()} if kind == "fused" else found
 
     monkeypatch.setattr(ntm, "gradients", wrong)
-    with pytest.raises(UserError, match="one gradient, got a gap of 2"):
+    with pytest.raises(UserError, match=r"ntm-copy-2: .* within 0.005 of the plain loop's, got 2\.0e\+00"):
         ntm.ntm_copy(1, 2, per=1)
 
 
@@ -99,4 +99,4 @@ def test_the_peer_gets_the_same_weights_and_start(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(ntm, "peer_installed", lambda: True)
     result = ntm.ntm_copy(1, 3, per=1)
     assert [line.name for line in result.lines] == ["kshot", "kshot, plain steps", "pytorch-ntm"]
-    assert float(result.agreement.rsplit(" ", 1)[1]) < ntm.SAME
+    assert float(result.agreement.rsplit(" ", 1)[1]) < 1e-4

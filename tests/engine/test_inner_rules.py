@@ -212,7 +212,7 @@ class Attends(nn.Module):
         return self.head(self.layer(x).mean(1))
 
 
-class Attends2(nn.Module):
+class AttendsByFunction(nn.Module):
     """Attention as a function, in a layer that nobody knows by its type."""
 
     def __init__(self) -> None:
@@ -240,7 +240,7 @@ def rows() -> Episode:
 
 
 @pytest.mark.filterwarnings("ignore::kshot.engine.inner.OtherPathWarning")
-@pytest.mark.parametrize("network", [Attends, Attends2, Recurs])
+@pytest.mark.parametrize("network", [Attends, AttendsByFunction, Recurs])
 @pytest.mark.parametrize("make", [MAML, MAMLpp, IMAML])
 def test_any_module_can_be_the_backbone(network: type[nn.Module], make: type[MAML]) -> None:
     """Transformers and recurrent networks are differentiated through the inner steps: against differences."""
@@ -281,7 +281,7 @@ def test_an_lstm_in_float32_is_differentiated_as_in_float64(
     assert torch.backends.mkldnn.enabled  # as it was
 
 
-@pytest.mark.parametrize("network", [Attends, Attends2])  # a layer that is known by its type, and a function
+@pytest.mark.parametrize("network", [Attends, AttendsByFunction])  # a layer that is known by its type, and a function
 def test_another_path_is_told_once(network: type[nn.Module], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(weights, "_told", set())
     learner = MAML(network(), inner_lr=0.1).double().train()

@@ -12,7 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kshot.algorithms import NTM
+from kshot.bench.equal import refuse_unequal, unequal
 from kshot.bench.peers import several
+from kshot.bench.plain import gap
 from kshot.bench.result import Result, lines_of
 from kshot.bench.timing import take_turns
 from kshot.core import Episode, UserError
@@ -26,8 +28,6 @@ from kshot.nn.flat import Flat
 ASKED = {1: 6.0, 16: 8.0, 64: 12.0}
 LENGTH, SLOTS, WIDTH, UNITS = 20, 128, 20, 100
 PEER = "pytorch-ntm"
-#: Largest difference of loss and gradients (relative) at which two implementations are the same, in float32.
-SAME = 1e-3
 _RATE, _MOMENTUM, _CLIP = 1e-4, 0.9, 10.0
 
 
@@ -43,7 +43,7 @@ def ntm_copy(rounds: int, n_sequences: int = 1, per: int = 0) -> Result:
         Seconds of a step: forward, backward, clipping, RMSProp; of kshot with its data.
 
     Raises:
-        UserError: the contenders do not compute the same gradient.
+        UserError: the kernel's gradient is not that of plain steps.
     """
     threads, per = torch.get_num_threads(), per or max(1, 16 // n_sequences)
     torch.set_num_threads(1)
@@ -62,22 +62,23 @@ def _timed(rounds: int, n_sequences: int, per: int) -> Result:
         "kshot": _trainer("fused", n_sequences, per),
         "kshot, plain steps": _trainer("native", n_sequences, per),
     }
+    case = f"ntm-copy-{n_sequences}"
     plain = gradients(_learner(), episodes, "native")
-    gaps = {"kshot, plain steps": gap(gradients(_learner(), episodes, "fused"), plain)}
+    gaps = {"kshot": gap(gradients(_learner(), episodes, "fused"), plain)}
+    refuse_unequal(case, gaps["kshot"])
     if peer_installed():
         contenders[PEER] = several(peer_step(_learner(), episodes), per)
         gaps[PEER] = gap(peer_gradients(_learner(), episodes), plain)
-    for name, found in gaps.items():
-        if not found < SAME:
-            raise UserError(f"expected kshot and {name} to have one gradient, got a gap of {found:.1e}; do not compare")
     timings = take_turns(contenders, rounds)
     notes = {"kshot": "data included", PEER: "the authors' modules as they are, on tensors that are there already"}
+    notes |= unequal(gaps)
     return Result(
-        f"ntm-copy-{n_sequences}",
+        case,
         f"Neural Turing Machine, copy, {LENGTH} vectors of 8 bits, memory {SLOTS} x {WIDTH}, LSTM of {UNITS} units, "
         f"{n_sequences} sequences, one thread: one training step",
         lines_of(timings, "kshot", per, notes),
-        "loss and gradients, relative: " + ", ".join(f"{name} {found:.1e}" for name, found in gaps.items()),
+        "loss and gradients against plain steps, relative: "
+        + ", ".join(f"{name} {found:.1e}" for name, found in gaps.items()),
         ASKED.get(n_sequences),
         PEER,
     )
@@ -121,7 +122,7 @@ def _trainer(kind: str, n_sequences: int, per: int) -> Callable[[], None]:
     return run
 
 
-def gradients(learner: NTM, episodes: Episode, kind: str) -> list[Tensor]:
+def gradients(learner: NTM, episodes: Episode, kind: str) -> dict[str, Tensor]:
     """Take kshot's loss and the gradients that are compared.
 
     Args:
@@ -130,23 +131,10 @@ def gradients(learner: NTM, episodes: Episode, kind: str) -> list[Tensor]:
         kind: of batching.
 
     Returns:
-        The mean loss, and the gradients of the heads and of the last layer.
+        "loss", the mean, and the gradients of the heads and of the last layer.
     """
     found = OuterStep(learner, Batching(kind))(episodes)
-    return [found.losses.mean(), *(found.grads[name] for name in ("cell.heads.weight", "head.weight"))]
-
-
-def gap(found: list[Tensor], right: list[Tensor]) -> float:
-    """Compare losses and gradients.
-
-    Args:
-        found: of one implementation.
-        right: of the other.
-
-    Returns:
-        The largest difference, each as a part of the largest entry.
-    """
-    return max(float((a - b).abs().max() / b.abs().max()) for a, b in zip(found, right, strict=True))
+    return {"loss": found.losses.mean(), "heads": found.grads["cell.heads.weight"], "last": found.grads["head.weight"]}
 
 
 def peer_step(learner: NTM, episodes: Episode) -> Callable[[], float]:
@@ -173,7 +161,7 @@ def peer_step(learner: NTM, episodes: Episode) -> Callable[[], float]:
     return step
 
 
-def peer_gradients(learner: NTM, episodes: Episode) -> list[Tensor]:
+def peer_gradients(learner: NTM, episodes: Episode) -> dict[str, Tensor]:
     """Take pytorch-ntm's loss and gradients at kshot's weights and start.
 
     Args:
@@ -184,10 +172,11 @@ def peer_gradients(learner: NTM, episodes: Episode) -> list[Tensor]:
         What ``gradients`` returns.
     """
     machine = _peer(learner)
-    _peer_loss(machine, episodes, learner).backward()
+    loss = _peer_loss(machine, episodes, learner)
+    loss.backward()
     read, write = machine.ntm.heads
     heads = torch.cat([_turned(read.fc_read.weight.grad), _turned(write.fc_write.weight.grad)])
-    return [_peer_loss(machine, episodes, learner).detach(), heads, machine.ntm.fc.weight.grad]
+    return {"loss": loss.detach(), "heads": heads, "last": machine.ntm.fc.weight.grad}
 
 
 def _peer(learner: NTM) -> Any:
