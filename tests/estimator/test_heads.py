@@ -77,6 +77,15 @@ def test_ridge_solves_the_weighted_normal_equations():
     torch.testing.assert_close(head.logits(z), ones @ torch.linalg.solve(left, right))
 
 
+@pytest.mark.parametrize("name", ["prototypes", "ridge"])
+@pytest.mark.parametrize("d", [5, 40])
+@pytest.mark.parametrize("r", [1.0, 0.3, 1e-9])
+def test_one_strength_alone_gives_what_it_gives_among_others(name, d, r):
+    z, y = shots(d=d)
+    alone, among = fit_head(z, y, 4, name, r), fit_path(z, y, 4, name, [0.7, r])[1]
+    torch.testing.assert_close(alone.logits(z), among.logits(z), rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("r", [1.0, 10.0])
 def test_logistic_is_that_of_scikit_learn(r, monkeypatch):
     monkeypatch.setattr("kshot.estimator.heads._LOGISTIC_ITERATIONS", 200)
