@@ -63,14 +63,14 @@ def step(
             add.append(emitted[at + s.width : at + 2 * s.width])
             at += 2 * s.width
     assert at == len(emitted)
-    columns = [[row[m] for row in memory] for m in range(s.width)]
-    read = [dot(w, column) for w in weights[: s.reads] for column in columns]  # Eq. 2
-    memory = [list(row) for row in memory]
+    before_writes = memory
     writers = list(zip(weights[s.reads :], erase, add, strict=True))
     for w, e, _ in writers:  # Eq. 3, of all writers, and then Eq. 4
         memory = [[memory[i][m] * (1 - w[i] * e[m]) for m in range(s.width)] for i in range(s.slots)]
     for w, _, a in writers:
         memory = [[memory[i][m] + w[i] * a[m] for m in range(s.width)] for i in range(s.slots)]
+    seen = memory if s.late else before_writes
+    read = [dot(w, [row[m] for row in seen]) for w in weights[: s.reads] for m in range(s.width)]  # Eq. 2
     return hidden, read, weights, memory
 
 
@@ -78,8 +78,9 @@ def dot(a: list[float], b: list[float]) -> float:
     return sum(x * y for x, y in zip(a, b, strict=True))
 
 
+@pytest.mark.parametrize("order", ["before", "after"])
 @pytest.mark.parametrize(("n_heads", "n_shifts", "n_slots"), [(1, 3, 5), (2, 5, 7), (2, 3, 5), (3, 5, 5)])
-def test_steps_by_plain_loops(n_heads: int, n_shifts: int, n_slots: int) -> None:
+def test_steps_by_plain_loops(n_heads: int, n_shifts: int, n_slots: int, order: str) -> None:
     """Several writers erase first and add then; what one step left is where the next begins."""
     width, n_steps = 3, 6
     with torch.random.fork_rng(devices=[]):
@@ -92,6 +93,7 @@ def test_steps_by_plain_loops(n_heads: int, n_shifts: int, n_slots: int) -> None
             n_slots=n_slots,
             slot_width=width,
             n_shifts=n_shifts,
+            reads=order,
         ).double()
         for p in cell.parameters():
             p.data += 0.7 * torch.randn_like(p)

@@ -55,6 +55,7 @@ class NTM(Reader):
         slot_width: columns of the memory; 20 in the paper.
         n_shifts: shifts that a head chooses from; 3 in the paper.
         memory_start: "constant" (1e-6), "learned" or "random".
+        reads: "before" or "after" the step's writes; see ``kshot.nn.memory.ntm``.
     """
 
     kinds = ("classification", "regression", "sequence")
@@ -72,6 +73,7 @@ class NTM(Reader):
         slot_width: int = 20,
         n_shifts: int = 3,
         memory_start: str = "constant",
+        reads: str = "before",
     ) -> None:
         cell = NTMCell(
             self.width(backbone, spec),
@@ -83,5 +85,6 @@ class NTM(Reader):
             slot_width=slot_width,
             n_shifts=n_shifts,
             memory_start=memory_start,
+            reads=reads,
         )
         super().__init__(backbone, cell, spec)

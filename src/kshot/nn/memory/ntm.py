@@ -13,8 +13,10 @@ e_t, a_t                ``erase``, ``add``
 r_t                     ``state.reads``
 ======================  ==============================================
 
-Differs from the paper: where it leaves the order open, every head looks at the memory as it was before the step, reads
-come before writes, and several writers erase first and add then. Squared norms in Eq. 6 are floored, so that a row of
+The paper leaves the order within a step open: here every head finds its place in the memory as it was before the step, and
+several writers erase first and add then. Reads come before writes, as in public code, or after them (``reads``), as Eq. 2
+has it if M_t is the memory that Eq. 4 leaves; a feed-forward controller then knows of step t - 1 at step t, and without,
+of step t - 2. Squared norms in Eq. 6 are floored, so that a row of
 zeros has no cosine of 0 / 0; Eq. 9 is taken by logarithms, so that no power underflows.
 """
 
@@ -38,6 +40,7 @@ from kshot.nn.native.ntm import Shape, Start, Weights, ntm_scan
 MOST_SHIFTS = 63
 CONTROLLERS = ("lstm", "feedforward")
 MEMORY_STARTS = ("constant", "learned", "random")
+READS = ("before", "after")
 #: Collier and Beel, "Implementing Neural Turing Machines", 2018, arXiv:1807.08518.
 CONSTANT = 1e-6
 #: Added to weightings before their logarithm. As in nn/native/cpp/addressing.hpp.
@@ -75,9 +78,10 @@ class NTMCell(Cell[NTMState]):
         slot_width: M; 20 in the paper.
         n_shifts: width of the shift weighting s_t; 3 in the paper (-1, 0, 1).
         memory_start: "constant" (1e-6), "learned", or "random" (drawn once).
+        reads: "before" what the step writes is in the memory, or "after".
 
     Raises:
-        UserError: unknown controller or start, or a size that makes no sense.
+        UserError: unknown controller, start or order, or a size that makes no sense.
     """
 
     fused_is_lean = True
@@ -97,11 +101,14 @@ class NTMCell(Cell[NTMState]):
         slot_width: int = 20,
         n_shifts: int = 3,
         memory_start: str = "constant",
+        reads: str = "before",
     ) -> None:
         super().__init__()
-        _check(controller, memory_start, n_hidden, n_heads, n_slots, slot_width, n_shifts, n_inputs, n_layers)
+        _check(controller, memory_start, reads, n_hidden, n_heads, n_slots, slot_width, n_shifts, n_inputs, n_layers)
         lstm = int(controller == "lstm")
-        self.shape = s = Shape(n_hidden, n_layers, lstm, n_heads, n_heads, n_slots, slot_width, n_shifts)
+        self.shape = s = Shape(
+            *(n_hidden, n_layers, lstm, n_heads, n_heads, n_slots, slot_width, n_shifts, int(reads == "after"))
+        )
         self.n_inputs, self.n_features, self.n_slots = n_inputs, s.units + n_heads * slot_width, n_slots
         itself, held = (n_hidden, s.units) if lstm else (0, 0)
         address = slot_width + 3 + n_shifts
@@ -188,14 +195,13 @@ class NTMCell(Cell[NTMState]):
         emitted = self.heads(h).split(self.sizes, -1)
         address = torch.stack([e[..., : self.sizes[0]] for e in emitted], -2)  # (..., R + W, M + 3 + S)
         weights, placed = self._place(address, state.weights, memory)
-        reads = weights[..., :n_reads, :] @ memory  # Eq. 2
         writers = torch.stack([e[..., self.sizes[0] :] for e in emitted[n_reads:]], -2)  # (..., W, 2 M)
         erase, add = writers.chunk(2, -1)
         erase = erase.sigmoid()
         w = weights[..., n_reads:, :].unsqueeze(-1)  # (..., W, N, 1)
         stays = (1 - w * erase.unsqueeze(-2)).prod(-3)  # Eq. 3
         after = memory * stays + (w * add.unsqueeze(-2)).sum(-3)  # Eq. 4
-        reads = reads.flatten(-2)
+        reads = (weights[..., :n_reads, :] @ (after if self.shape.late else memory)).flatten(-2)  # Eq. 2
         held = h if self.shape.lstm else state.hidden
         new = NTMState(held, cell, reads, weights, after)
         did = {"erase vector": erase, "add vector": add, "memory": after, "read vector": reads}
@@ -325,10 +331,11 @@ class NTMCell(Cell[NTMState]):
         return Weights(first, upper, biases, self.heads.weight, self.heads.bias)
 
 
-def _check(controller: str, memory_start: str, *sizes: int) -> None:
+def _check(controller: str, memory_start: str, reads: str, *sizes: int) -> None:
     for what, value, known in (
         ("controller", controller, CONTROLLERS),
         ("memory_start", memory_start, MEMORY_STARTS),
+        ("reads", reads, READS),
     ):
         if value not in known:
             raise UserError(f"{what} must be one of {', '.join(known)}, got {value!r}")

@@ -26,6 +26,7 @@ class Shape(NamedTuple):
         slots: rows N of the memory.
         width: columns M of the memory.
         shifts: width of the shift weighting, odd.
+        late: 1 where reads see what the step wrote, else 0.
     """
 
     hidden: int
@@ -36,6 +37,7 @@ class Shape(NamedTuple):
     slots: int
     width: int
     shifts: int
+    late: int = 0
 
     @property
     def units(self) -> int:

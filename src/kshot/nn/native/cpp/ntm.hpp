@@ -173,7 +173,7 @@ class Ntm {
         }
     }
 
-    // Every head looks at the memory as it was before the step; reads come first, then Eq. 3 and 4.
+    // Every head finds its place in the memory as it was before the step. Reads (Eq. 2) come before Eq. 3 and 4, or after.
     void memory_forward(Addressing<T>& addressing, int step, int sequence, const T* emitted, T* memory, T* reads) {
         const NtmShape& s = shape_;
         const Slots<T>& slots = addressing.slots();
@@ -188,14 +188,15 @@ class Ntm {
             squash(s, mine, head >= s.reads);
             addressing.forward(view, mine, weights_before(step, sequence, head), layout_.place(kept, head));
         }
-        for (int head = 0; head < s.reads; ++head) {
-            const T* w = layout_.place(kept, head).weights;
-            for (int m = 0; m < s.width; ++m) {  // Eq. 2
-                reads[size_t(head) * s.width + m] = slots.dot(w, view.values + size_t(m) * layout_.slots_padded);
-            }
-        }
+        const T* seen = s.late ? memory : view.values;
         for (int m = 0; m < s.width; ++m) {
             write_forward(s, layout_, slots, kept, m, memory + size_t(m) * layout_.slots_padded);
+        }
+        for (int head = 0; head < s.reads; ++head) {
+            const T* w = layout_.place(kept, head).weights;
+            for (int m = 0; m < s.width; ++m) {
+                reads[size_t(head) * s.width + m] = slots.dot(w, seen + size_t(m) * layout_.slots_padded);
+            }
         }
     }
 
@@ -330,14 +331,16 @@ class Ntm {
         const T* memory = kept + layout_.memory;
         std::fill_n(d_emitted, s.emitted(), T(0));
         for (int m = 0; m < s.width; ++m) {
-            write_backward(s, layout_, slots, kept, m, memory + size_t(m) * n, d_memory + size_t(m) * n, d_weights, d_emitted);
-        }
-        for (int head = 0; head < s.reads; ++head) {
-            const T* w = layout_.place(kept, head).weights;
-            for (int m = 0; m < s.width; ++m) {
-                const T d = d_reads[size_t(head) * s.width + m];
-                slots.add_multiple(d, memory + size_t(m) * n, d_weights + size_t(head) * n);
-                slots.add_multiple(d, w, d_memory + size_t(m) * n);
+            const T* before = memory + size_t(m) * n;
+            T* d_column = d_memory + size_t(m) * n;
+            if (s.late) {
+                std::copy_n(before, n, scratch);
+                write_forward(s, layout_, slots, kept, m, scratch);
+                read_backward(slots, kept, m, d_reads, scratch, d_weights, d_column);
+            }
+            write_backward(s, layout_, slots, kept, m, before, d_column, d_weights, d_emitted);
+            if (!s.late) {
+                read_backward(slots, kept, m, d_reads, before, d_weights, d_column);
             }
         }
         const MemoryView<T> view{memory, kept + layout_.inverse_norms};
@@ -345,6 +348,16 @@ class Ntm {
             addressing.backward(view, s.head(parameters, head), weights_before(step, sequence, head),
                                 layout_.place(kept, head), d_weights + size_t(head) * n, d_memory,
                                 s.head(d_emitted, head), scratch);
+        }
+    }
+
+    // Of Eq. 2 for one column of the memory, as the reads saw it.
+    void read_backward(const Slots<T>& slots, T* kept, int m, const T* d_reads, const T* column, T* d_weights,
+                       T* d_column) const {
+        for (int head = 0; head < shape_.reads; ++head) {
+            const T d = d_reads[size_t(head) * shape_.width + m];
+            slots.add_multiple(d, column, d_weights + size_t(head) * layout_.slots_padded);
+            slots.add_multiple(d, layout_.place(kept, head).weights, d_column);
         }
     }
 

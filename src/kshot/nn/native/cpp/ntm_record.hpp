@@ -14,6 +14,7 @@ struct NtmShape {
     int slots;
     int width;
     int shifts;
+    int late;  // 1: reads see what the step wrote
 
     int heads() const { return reads + writes; }
     int units() const { return layers * hidden; }
