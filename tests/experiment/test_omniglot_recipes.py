@@ -12,11 +12,12 @@ from kshot.data.challenge import ChallengeTasks
 from kshot.engine.train import TrainConfig
 from kshot.evaluation.scores import Scores
 from kshot.evaluation.statistics import over_seeds
-from kshot.experiment.build import open_training, resolve
+from kshot.experiment.build import build_learner, open_training, resolve
 from kshot.experiment.config import BackboneConfig, EvalConfig, RunConfig, TaskConfig, typed
 from kshot.experiment.recipes import Recipe, Row, recipes, reproduce
 from kshot.experiment.recipes.challenge import RECIPES as CHALLENGE
 from kshot.experiment.recipes.omniglot import RECIPES, SETTINGS, rows
+from kshot.nn import native
 
 ALL = (*RECIPES, *CHALLENGE)
 
@@ -37,6 +38,17 @@ def test_settings_fit_the_method_and_the_data(found):
     for row in found.rows:
         same_way = row.test.get("n_way", way) == found.config.task.n_way
         assert learner.any_way or same_way, f"{row.name}: {found.name} cannot be tested there"
+
+
+@pytest.mark.skipif(not native.available(), reason=f"no native library: {native.why_not()}")
+@pytest.mark.parametrize(
+    "found", [r for r in ALL if r.config.train.batching in ("native", "fused")], ids=lambda r: r.name
+)
+def test_the_batching_that_is_asked_for_is_there(found):
+    side = found.config.data_options.get("image_size", 28)
+    spec = Spec("classification", (1, side, side), found.config.task.n_way)
+    learner = build_learner(resolve(found.config, spec), spec).train()
+    assert getattr(learner, found.config.train.batching)
 
 
 def test_a_recipe_that_stands_on_another_has_its_settings():

@@ -93,7 +93,10 @@ class _AtOptimum(torch.autograd.Function):
 
 
 def conjugate_gradients(times: Callable[[Vector], Vector], b: Vector, n_steps: int) -> Vector:
-    """Solve A x = b for a symmetric positive A that is known by its products.
+    """Solve A x = b for a symmetric A that is known by its products, as far as A is positive.
+
+    A direction along which A is not positive has no minimum: there the steps end with what they have, and with b itself
+    if it is the first (Steihaug 1983, doi 10.1137/0720042, without his bound on the length of x).
 
     Args:
         times: v -> A v.
@@ -107,15 +110,20 @@ def conjugate_gradients(times: Callable[[Vector], Vector], b: Vector, n_steps: i
     residual = direction = b
     size = _dot(residual, residual)
     enough = torch.finfo(size.dtype).eps ** 2 * size
-    for _ in range(n_steps):
+    going = first = torch.ones_like(size, dtype=torch.bool)
+    for step in range(n_steps):
         image = times(direction)
-        far = size > enough
-        along = _ratio(size, _dot(direction, image), far)
+        curvature = _dot(direction, image)
+        going = going & ((curvature > 0) | (size <= enough))
+        if step == 0:
+            first = going
+        far = going & (size > enough)
+        along = _ratio(size, curvature, far)
         x = _add(x, along, direction)
         residual = _add(residual, -along, image)
         before, size = size, _dot(residual, residual)
         direction = _add(residual, _ratio(size, before, far), direction)
-    return x
+    return tuple(torch.where(first, s, t) for s, t in zip(x, b, strict=True))
 
 
 def _dot(a: Vector, b: Vector) -> Tensor:
