@@ -39,6 +39,21 @@ def test_every_step_comes_nearer_in_the_norm_of_the_matrix() -> None:
     assert all(b < a for a, b in itertools.pairwise(far))
 
 
+def test_steps_end_where_a_direction_is_not_positive() -> None:
+    """A of -1 gives b itself; a saddle what the steps before the bad direction came to; tasks mapped do so each alone."""
+    diagonals = torch.tensor([[-1.0, -1.0], [2.0, -1.0], [2.0, 1.0]], dtype=torch.float64)
+    b = torch.tensor([3.0, 0.5], dtype=torch.float64)
+    one_step = b * (b @ b) / (b @ (diagonals[1] * b))
+
+    def solve(diagonal: Tensor) -> Tensor:
+        return conjugate_gradients(lambda v: (diagonal * v[0],), (b,), 4)[0]
+
+    expected = [b, one_step, b / diagonals[2]]
+    for found in ([solve(d) for d in diagonals], torch.func.vmap(solve)(diagonals)):
+        for got, right in zip(found, expected, strict=True):
+            torch.testing.assert_close(got, right)
+
+
 @pytest.mark.parametrize(("strength", "damping"), [(0.3, 0.0), (4.0, 0.0), (0.3, 2.0)])
 def test_the_gradient_of_a_quadratic_minimum(strength: float, damping: float) -> None:
     """phi minimises phi A phi / 2 - c phi + s / 2 |phi - theta|^2, so d phi / d theta = s (A + s I)^-1; also mapped."""

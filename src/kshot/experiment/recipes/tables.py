@@ -132,14 +132,14 @@ _SAME = (
 def _belongs(recipe: Recipe) -> bool:
     if recipe.config.data != "omniglot" or "scheme" in recipe.config.data_options or is_grid(recipe):
         return False
-    return not any("instance" in row.test for row in recipe.rows)
+    return not all("instance" in row.test for row in recipe.rows)
 
 
 def _place(lines: dict[_Line, dict[tuple[int, int], dict[str, Any]]], recipe: str, row: dict[str, Any]) -> None:
     first = row["records"][0]
-    # A milestone of the training is no test.
+    # A milestone of the training is no test, and what was read one instance after the other is another one.
     setting = (first.get("n_way"), first.get("n_shot"))
-    if setting not in SETTINGS or first["data"] != "omniglot":
+    if "instances" in first or setting not in SETTINGS or first["data"] != "omniglot":
         return
     variants = [text for name, text in _VARIANTS.items() if first.get("options", {}).get(name)]
     side = first.get("data_options", {}).get("image_size", _SIDE)
