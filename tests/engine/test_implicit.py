@@ -40,7 +40,7 @@ def test_every_step_comes_nearer_in_the_norm_of_the_matrix() -> None:
 
 
 def test_steps_end_where_a_direction_is_not_positive() -> None:
-    """A of -1 gives b itself; a saddle what the steps before the bad direction came to; tasks mapped do so each alone."""
+    """A of -1 gives b itself, a saddle what the steps before the bad direction came to; mapped tasks end each alone."""
     diagonals = torch.tensor([[-1.0, -1.0], [2.0, -1.0], [2.0, 1.0]], dtype=torch.float64)
     b = torch.tensor([3.0, 0.5], dtype=torch.float64)
     one_step = b * (b @ b) / (b @ (diagonals[1] * b))

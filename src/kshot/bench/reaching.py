@@ -34,8 +34,8 @@ from kshot.nn.conv import Conv4
 TARGET = 0.97
 PEER = "learn2learn"
 N_WAY, N_VALIDATION = 5, 200
-#: Tasks of an outer step, its rate, and the steps along which that falls to zero by a cosine. A constant rate of 3e-3 came
-#: to 96.5 % in as many steps; 8 tasks at 3e-3 to 93.7 %.
+#: Tasks of an outer step, its rate, and the steps along which that falls to zero by a cosine. A constant rate of 3e-3
+#: came to 96.5 % in as many steps; 8 tasks at 3e-3 to 93.7 %.
 TASKS, RATE, STEPS = 16, 2e-3, 2500
 #: Of learn2learn's example.
 PEER_TASKS = 32
