@@ -10,7 +10,19 @@ from tests.engine.test_inner_rules import Attends
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from kshot.algorithms import ANIL, BOIL, CAVIA, IMAML, MAML, MetaCurvature, MetaSGD, ProtoMAML, ProtoNet, Reptile
+from kshot.algorithms import (
+    ANIL,
+    BOIL,
+    CAVIA,
+    IMAML,
+    MAML,
+    FineTune,
+    MetaCurvature,
+    MetaSGD,
+    ProtoMAML,
+    ProtoNet,
+    Reptile,
+)
 from kshot.core import Episode, Learner, Spec, Split, UserError, methods
 from kshot.nn.conv import Conv4
 from kshot.nn.mlp import MLP
@@ -180,14 +192,14 @@ def test_cavia_moves_its_context_alone() -> None:
 @pytest.mark.parametrize(
     ("model", "layer", "place"),
     [
-        (nn.Sequential(MLP(2, (6, 5)), nn.Linear(5, 2)), "", ("0.layers.0", 6, False)),
-        (nn.Sequential(MLP(2, (6, 5), "running"), nn.Linear(5, 2)), "", ("0.layers.1", 6, False)),
-        (nn.Sequential(MLP(2, (6, 5)), nn.Linear(5, 2)), "1", ("1", 2, False)),
-        (Conv4(), "", ("blocks.2.norm", 64, True)),
-        (nn.Sequential(nn.Conv2d(1, 7, 3), nn.Flatten(), nn.LazyLinear(2)), "", ("0", 7, True)),
+        (nn.Sequential(MLP(2, (6, 5)), nn.Linear(5, 2)), "", ("0.layers.0", 6, False, "")),
+        (nn.Sequential(MLP(2, (6, 5), "running"), nn.Linear(5, 2)), "", ("0.layers.0", 6, False, "0.layers.1")),
+        (nn.Sequential(MLP(2, (6, 5)), nn.Linear(5, 2)), "1", ("1", 2, False, "")),
+        (Conv4(), "", ("blocks.2.conv", 64, True, "blocks.2.norm")),
+        (nn.Sequential(nn.Conv2d(1, 7, 3), nn.Flatten(), nn.LazyLinear(2)), "", ("0", 7, True, "")),
     ],
 )
-def test_where_the_context_of_cavia_enters(model: nn.Module, layer: str, place: tuple[str, int, bool]) -> None:
+def test_where_the_context_of_cavia_enters(model: nn.Module, layer: str, place: tuple[str, int, bool, str]) -> None:
     assert tuple(CAVIA(model, layer=layer).place) == place
 
 
@@ -202,6 +214,62 @@ class Aside(nn.Module):
         return self.busy(x)
 
 
+class NormFirst(nn.Module):
+    """Normalises before its first layer, though the normalisation is registered behind it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc, self.norm, self.head = nn.Linear(2, 8), nn.LayerNorm(2), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.fc(self.norm(x)).relu())
+
+
+class NormAfter(NormFirst):
+    """Normalises behind its first layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.norm(self.fc(x)).relu())
+
+
+@pytest.mark.parametrize("network", [NormFirst, NormAfter])
+def test_the_context_enters_behind_a_normalisation_only_if_that_is_behind_the_layer(network: type[NormFirst]) -> None:
+    learner = CAVIA(network(), n_context=3).double()
+    support = synthetic_episode(VECTORS).support
+    weights = learner.start(support)
+    weights.params["context"] = torch.ones(3, dtype=torch.float64)
+    added, model = learner.modulation.weight.sum(1), learner.model
+    plain = model.fc(model.norm(support.x)) if network is NormFirst else model.norm(model.fc(support.x))  # pyright: ignore
+    close(learner.run(weights, support.x)[0], model.head((plain + added).relu()))  # pyright: ignore
+
+
+class HasAHead(nn.Module):
+    """An embedding whose last layer is called head, as a classifier's often is, or otherwise."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.body = nn.Linear(2, 4)
+        self.add_module(name, nn.Linear(4, 5))
+        self.last, self.n_features = name, 5
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.get_submodule(self.last)(self.body(x).relu())
+
+
+@pytest.mark.parametrize("method", [ProtoMAML, FineTune])
+def test_a_layer_called_head_adapts_like_any_other(method: type[ProtoMAML] | type[FineTune]) -> None:
+    one = synthetic_episode(CLASSES._replace(input_shape=(2,), n_outputs=2))
+    with torch.random.fork_rng(devices=[]):
+        learners = [method(HasAHead(name), n_inner_steps=3, inner_lr=0.1).double().eval() for name in ("head", "top")]
+    answers = [learner.predict(learner.adapt(one.support), one.query.x) for learner in learners]
+    close(answers[0], answers[1])
+
+
 def test_a_layer_that_is_not_called_is_named() -> None:
     with pytest.raises(UserError, match="call its layer 'idle', it did not"):
         CAVIA(Aside()).double().adapt(synthetic_episode(VECTORS).support)
@@ -211,7 +279,7 @@ def test_a_layer_that_is_not_called_is_named() -> None:
 @pytest.mark.filterwarnings("ignore::kshot.engine.inner.OtherPathWarning")
 def test_the_context_of_cavia_passes_by_a_layer_of_attention_that_is_never_called() -> None:
     learner = CAVIA(Attends(), n_context=3).double()
-    assert learner.place == ("layer.linear1", 8, False)
+    assert learner.place == ("layer.linear1", 8, False, "")
     g = torch.Generator().manual_seed(0)
     support, query = (
         Split(torch.randn(3, 5, 4, generator=g).double(), torch.randn(3, 2, generator=g).double()) for _ in range(2)

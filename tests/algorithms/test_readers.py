@@ -33,6 +33,7 @@ CELLS = {
     "dnc": lambda: DNCCell(3, 4, n_slots=5, slot_width=3, n_heads=2),
     "ntm": lambda: NTMCell(3, n_hidden=4, n_layers=2, n_heads=2, n_slots=5, slot_width=3),
     "ntm feedforward": lambda: NTMCell(3, controller="feedforward", n_hidden=4, n_slots=5, slot_width=3),
+    "ntm that reads late": lambda: NTMCell(3, n_hidden=4, n_heads=2, n_slots=5, slot_width=3, reads="after"),
 }
 
 
@@ -112,6 +113,7 @@ TINY = {
     "dnc": lambda: DNCCell(2, 2, n_slots=3, slot_width=2, n_heads=2),
     "ntm": lambda: NTMCell(2, n_hidden=2, n_layers=2, n_heads=2, n_slots=3, slot_width=2),
     "ntm feedforward": lambda: NTMCell(2, controller="feedforward", n_hidden=2, n_slots=3, slot_width=2),
+    "ntm that reads late": lambda: NTMCell(2, n_hidden=2, n_slots=3, slot_width=2, reads="after"),
 }
 
 

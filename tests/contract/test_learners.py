@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import kshot.algorithms  # noqa: F401  registers all of ours
-from kshot.core import Learner, Spec, methods
+from kshot.core import Learner, Spec, methods, tree_map
 from kshot.nn.conv import Conv4
 from kshot.nn.norm import NORMALISATIONS
 from kshot.testing import CLAUSES, Checked, ContractError, check_learner, synthetic_episode, tiny_backbone
@@ -60,7 +60,7 @@ OPTIONS = {
     ],
     "ntm": [
         {"controller": "feedforward", "n_heads": 2, "n_slots": 5},
-        {"memory_start": "learned", "n_slots": 7, "n_layers": 2},
+        {"memory_start": "learned", "n_slots": 7, "n_layers": 2, "reads": "after"},
     ],
     "protonet": [{"distance": "cosine"}],
 }
@@ -106,6 +106,19 @@ def test_every_clause_with_the_papers_normalisation(name: str, kind: str) -> Non
     # A method that can no longer be mapped would lose its fastest batching without a sound.
     assert "vmap" in report["batching"]
     assert "cannot" not in report["batching"]
+
+
+@pytest.mark.parametrize(("name", "kind"), PAIRS)
+def test_inference_mode_changes_no_answer(name: str, kind: str) -> None:
+    learner = built(name)(SPECS[kind]).double().eval()
+    support, query = synthetic_episode(SPECS[kind])
+    with torch.no_grad():
+        expected = learner.predict(learner.adapt(support), query.x)
+    with torch.inference_mode():
+        # And of tensors that were made in inference mode themselves.
+        for given in (support, tree_map(torch.clone, support)):
+            got = learner.predict(learner.adapt(given), query.x)
+            torch.testing.assert_close(got.clone(), expected)
 
 
 #: One learner for each way of using a network: every mode of normalisation is tried on these, the default on all.

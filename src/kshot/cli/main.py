@@ -20,7 +20,7 @@ from kshot.cli.signals import Stopped, listening
 #: Name -> what it does; ``run(args)`` in ``kshot.cli.NAME`` (a dash is an underscore there) does it and returns the
 #: exit status.
 COMMANDS = {
-    "demo": "see it work: offline, two learners, unseen scripts, in a few minutes",
+    "demo": "see it work: offline, three learners, unseen scripts, in a few minutes",
     "fit": "learn your own classes from a few examples: images, text, molecules, tables",
     "predict": "name new examples, with probabilities; tell what is none of the classes",
     "add": "add a class to a fitted model, without fitting it again",

@@ -133,6 +133,7 @@ class OuterStep:
         self._workers: Workers | None = None
         self._programs: dict[Any, Pure] = {}
         self._latest: Episode | Sequence[Episode] = []
+        self._bad = False
         self._random = Random() if isinstance(learner, Reader) else None
 
     def __call__(self, episodes: Episode | Sequence[Episode], *, wide: bool = False) -> OuterGradient:
@@ -145,9 +146,15 @@ class OuterStep:
         Returns:
             Losses, gradients and buffers. Nothing of the learner has changed.
         """
-        self._latest = episodes
-        if self._random is not None:  # Readers put examples into a random order, and may have to do so again.
-            self._random = Random()
+        if not self._bad:  # of several batches of one outer step, the first that diverged is looked at
+            self._latest = episodes
+            if self._random is not None:  # Readers put examples into a random order, and may have to do so again.
+                self._random = Random()
+        found = self._computed(episodes, wide)
+        self._bad = self._bad or not bool(torch.isfinite(found.losses).all())
+        return found
+
+    def _computed(self, episodes: Episode | Sequence[Episode], wide: bool) -> OuterGradient:
         if self.batching.kind == "processes":
             return self._by_processes(episodes, wide)
         params, buffers = weights_of(self.learner)
@@ -183,17 +190,21 @@ class OuterStep:
         return [several[span] for span in spans] if several else []
 
     def first_divergence(self) -> str | None:
-        """Find where an inner loop of the latest batch went to infinity, or the cell of a reader; it takes a while.
+        """Find where an inner loop went to infinity, or the cell of a reader; it takes a while.
+
+        The batch is the first that diverged since this was last asked, or the latest.
 
         Returns:
             Such as "the gradient of 0.weight in inner step 3", or "the key strength at step 7 of the sequence"; None
             where all steps are finite, or there are none.
         """
+        self._bad = False
         if isinstance(self.learner, Reader):
             return self._first_along_sequences(self.learner)
         several = [self._latest] if isinstance(self._latest, Episode) else self._latest
         singles = (single for e in several for single in self._singles(e))
-        return next((found for e in singles if (found := first_divergence(self.learner, e))), None)
+        with self.autocast():
+            return next((found for e in singles if (found := first_divergence(self.learner, e))), None)
 
     def _first_along_sequences(self, learner: Reader) -> str | None:
         # As the batch was taken, by the plain steps of the cell; a copy, since layers may count what they see.

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from kshot.core.episode import Episode, Split
 from kshot.core.learner import Learner, Spec, task_loss, unchanged_since
 from kshot.core.tree import Tree, tree_map
-from kshot.engine.inner import Named, Weights, call, weights_of
+from kshot.engine.inner import Named, Weights, call, outside_inference_mode, weights_of
 from kshot.nn.conv import by_kernels, known_to_kernels
 from kshot.nn.norm import collecting, uses_support_statistics
 
@@ -128,8 +128,9 @@ class EmbeddingLearner(Learner):
         Returns:
             The head, and the buffers to embed queries with.
         """
-        z, buffers = embed_support(self.backbone, support.x)
-        return TaskHead(self.fit_head(labelled(z, support)), buffers)
+        with outside_inference_mode(support) as given:  # some heads are trained
+            z, buffers = embed_support(self.backbone, given.x)
+            return TaskHead(self.fit_head(labelled(z, given)), buffers)
 
     def predict(self, state: TaskHead, x: Tree) -> Tensor:
         """Embed queries and answer them.

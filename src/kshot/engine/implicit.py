@@ -114,7 +114,8 @@ def conjugate_gradients(times: Callable[[Vector], Vector], b: Vector, n_steps: i
     for step in range(n_steps):
         image = times(direction)
         curvature = _dot(direction, image)
-        going = going & ((curvature > 0) | (size <= enough))
+        # Not "> 0", so that what is no number stays none, and is found.
+        going = going & (~(curvature <= 0) | (size <= enough))
         if step == 0:
             first = going
         far = going & (size > enough)

@@ -246,7 +246,7 @@ class Reader(Learner):
         """
         body = self.backbone
         embed = body.fused if by_kernels(body) else body
-        return self._losses(episodes, self.cell.fused_scan, embed)
+        return self._losses(episodes, self.cell.fused_scan if self.cell.can_fuse() else self._scan, embed)
 
     def first_divergence(self, episodes: Episode, *, one: bool) -> str | None:
         """Find what goes to infinity first where the loss is taken: which quantity of the cell, at which step.

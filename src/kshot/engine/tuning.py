@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from kshot.core import Tree, UserError
 from kshot.engine.embedding import Labelled, PretrainedLearner
-from kshot.engine.inner import Inner, Named, Weights, adam, call, weights_of
+from kshot.engine.inner import HEAD, Inner, Named, Weights, adam, call, weights_of
 from kshot.nn.heads import class_means, unit
 
 
@@ -70,9 +70,9 @@ class TunedLearner(PretrainedLearner):
             buffers: from ``embed_support``.
 
         Returns:
-            The weights of the backbone, and ``head.weight`` and ``head.bias``.
+            The weights of the backbone, and those of the layer.
         """
-        layer = {"head.weight": head, "head.bias": head.new_zeros(len(head))}
+        layer = dict(zip(HEAD, (head, head.new_zeros(len(head))), strict=True))
         return Weights({**weights_of(self.backbone).params, **layer}, buffers)
 
     def answer(self, weights: Weights, x: Tree) -> tuple[Tensor, Weights]:
@@ -85,7 +85,8 @@ class TunedLearner(PretrainedLearner):
         Returns:
             Logits (N, W), and the weights with the buffers as they are after it.
         """
-        own = {k: p for k, p in weights.params.items() if not k.startswith("head.")}
+        own = {k: p for k, p in weights.params.items() if k not in HEAD}
         z, after = call(self.backbone, Weights(own, weights.buffers), x)
-        logits = z @ weights.params["head.weight"].mT + weights.params["head.bias"]
+        weight, bias = (weights.params[k] for k in HEAD)
+        logits = z @ weight.mT + bias
         return logits, Weights(weights.params, after.buffers)

@@ -17,7 +17,7 @@ from kshot.experiment.config import RunConfig
 
 
 def trained_size(config: RunConfig) -> int:
-    """Return the largest size of a run's training tasks.
+    """Return the largest size up to which a run's training tasks grew in every way.
 
     Args:
         config: of a run on a data set whose tasks grow.
@@ -28,7 +28,7 @@ def trained_size(config: RunConfig) -> int:
     found = dataset(config.data)
     if found.growth is None:
         return 0
-    return max(config.data_options.get(name, found.options[name].default) for name in found.growth.options)
+    return min(config.data_options.get(name, found.options[name].default) for name in found.growth.options)
 
 
 def sized(config: RunConfig, size: int, root: Path | None) -> TaskSource:

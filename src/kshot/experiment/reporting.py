@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -110,7 +111,9 @@ def _write_beside(out: Path, part: RunReport, alone: bool) -> None:
     shown = next((p for p in (*pictures.sequences, *pictures.readings) if p.trace), None)
     if shown is None:
         return
-    name = out.stem if alone else f"{out.stem}-{Path(part.name).name}"
+    # Names differ, but may be paths whose ends do not.
+    own = re.sub(r"[^\w.-]+", "-", part.name).strip("-")
+    name = out.stem if alone else f"{out.stem}-{own}"
     write_still(out.with_name(f"{name}-steps.png"), shown)
     if "memory" in shown.trace:
         write_film(out.with_name(f"{name}-memory.gif"), shown)

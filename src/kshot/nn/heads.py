@@ -38,6 +38,8 @@ def class_means(z: Tensor, y: Tensor, ways: int) -> Tensor:
 def squared_distances(a: Tensor, b: Tensor) -> Tensor:
     """Squared Euclidean distance of all pairs, |a|^2 - 2 a.b + |b|^2: one product in place of all differences.
 
+    The mean of the second vectors is taken off both first: what they share changes no distance, and would cost digits.
+
     Args:
         a: (..., N, D).
         b: (..., M, D).
@@ -45,6 +47,8 @@ def squared_distances(a: Tensor, b: Tensor) -> Tensor:
     Returns:
         (..., N, M); rounding may leave a zero distance slightly negative.
     """
+    shared = b.detach().mean(-2, keepdim=True)
+    a, b = a - shared, b - shared
     return (a * a).sum(-1, keepdim=True) - 2 * a @ b.mT + (b * b).sum(-1).unsqueeze(-2)
 
 

@@ -14,9 +14,10 @@ C(. | W_n)              the head of a task: ``weight``, ``bias``
 ======================  ==============================================
 
 Differs from the paper: the new layer starts at zero, so that the names of the classes do not matter, and each step
-takes the whole support, where the authors take batches of 4 in random order.
+takes the whole support, where the authors take batches of 4 in random order. PyTorch's SGD leaves its very first
+gradient undampened, this file dampens all: after 100 steps its logits were 6 % smaller.
 
-Checked by: tests/reference/test_finetune.py (PyTorch's own SGD).
+Checked by: tests/reference/test_finetune.py (plain loops, and nearly PyTorch's own SGD).
 """
 
 from __future__ import annotations

@@ -15,8 +15,9 @@ s_ij                    ``cosine_scores`` before their factor
 ======================  ==============================================
 
 Differs from the paper: the new layer starts at the class means and not at random, and each step takes the whole
-support. The factor of the cosines is 10 however many training classes there are
-(the authors' code takes 2 for up to 200), and the vectors have no lengths (there each learns one beside the factor).
+support, its first gradient dampened too (see ``baseline``). The factor of the cosines is 10 however many training
+classes there are (the authors' code takes 2 for up to 200), and the vectors have no lengths (there each learns one
+beside the factor).
 
 Checked by: tests/reference/test_finetune.py (PyTorch's own SGD).
 """

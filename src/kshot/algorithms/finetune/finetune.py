@@ -27,7 +27,7 @@ from torch import Tensor
 
 from kshot.core import Split, Tree, register
 from kshot.engine.embedding import embed_support, labelled
-from kshot.engine.inner import Weights, unrolled
+from kshot.engine.inner import Weights, outside_inference_mode, unrolled
 from kshot.engine.tuning import TunedLearner
 from kshot.nn.norm import collecting
 
@@ -58,7 +58,7 @@ class FineTune(TunedLearner):
             support: x (S, ...), y (S,) int64.
 
         Returns:
-            The tuned weights: those of the backbone, and ``head.weight`` and ``head.bias``.
+            The tuned weights: those of the backbone, and of the new layer.
         """
 
         def loss(weights: Weights, given: Split, step: int) -> tuple[Tensor, Weights]:
@@ -66,11 +66,12 @@ class FineTune(TunedLearner):
                 logits, after = self.answer(weights, given.x)
             return F.cross_entropy(logits, given.y), after
 
-        z, buffers = embed_support(self.backbone, support.x)
-        start = self.with_new_layer(self.fit_head(labelled(z, support)), buffers)
-        (last,) = unrolled(loss, start, support, self.inner)
-        with collecting(self.backbone):
-            return self.answer(last, support.x)[1]
+        with outside_inference_mode(support) as given:
+            z, buffers = embed_support(self.backbone, given.x)
+            start = self.with_new_layer(self.fit_head(labelled(z, given)), buffers)
+            (last,) = unrolled(loss, start, given, self.inner)
+            with collecting(self.backbone):
+                return self.answer(last, given.x)[1]
 
     def predict(self, state: Weights, x: Tree) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Run the tuned network.

@@ -43,14 +43,16 @@ class Place(NamedTuple):
     """Where the context enters a network.
 
     Attributes:
-        layer: name of the module whose output is changed.
+        layer: name of the linear layer or convolution whose output is changed.
         n_channels: length of that output.
         per_channel: True for maps (N, C, H, W), which are scaled and shifted; False for vectors, which are shifted.
+        norm: name of a normalisation that may stand right behind the layer, whose output is changed then; "" for none.
     """
 
     layer: str
     n_channels: int
     per_channel: bool
+    norm: str = ""
 
 
 @register(
@@ -147,25 +149,36 @@ class CAVIA(InnerLoop):
         """
         params = dict(weights.params)
         values = params.pop("modulation") @ params.pop(CONTEXT)
-        calls = []
+        layer = self.model.get_submodule(self.place.layer)
+        norm = self.model.get_submodule(self.place.norm) if self.place.norm else None
+        called: list[nn.Module] = []
 
-        def modulate(layer: nn.Module, inputs: Any, output: Tensor) -> Tensor:
-            calls.append(layer)
-            if not self.place.per_channel:
-                return output + values
-            scale, shift = values.view(2, -1, 1, 1)
-            return output * (1 + scale) + shift
+        def modulate(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+            called.append(module)
+            # What normalises first stands before the layer, and not behind it.
+            if module is (norm if norm is not None and called[0] is layer else layer):
+                return self._modulated(output, values)
+            return output
 
-        hook = self.model.get_submodule(self.place.layer).register_forward_hook(modulate)
+        hooks = [m.register_forward_hook(modulate) for m in (layer, norm) if m is not None]
         try:
             prediction, after = call(self.model, Weights(params, weights.buffers), x)
         finally:
-            hook.remove()
-        if not calls:
+            for hook in hooks:
+                hook.remove()
+        if layer not in called or (norm is not None and norm not in called):
             raise UserError(
-                f"expected the network to call its layer {self.place.layer!r}, it did not; name another one"
+                f"expected the network to call its layer {self.place.layer!r}"
+                + (f" and what normalises it, {self.place.norm!r}" if self.place.norm else "")
+                + ", it did not; name another layer"
             )
         return prediction, Weights(weights.params, after.buffers)
+
+    def _modulated(self, output: Tensor, values: Tensor) -> Tensor:
+        if not self.place.per_channel:
+            return output + values
+        scale, shift = values.view(2, -1, 1, 1)
+        return output * (1 + scale) + shift
 
 
 def find_place(model: nn.Module, layer: str = "") -> Place:
@@ -199,4 +212,4 @@ def find_place(model: nn.Module, layer: str = "") -> Place:
     names = list(modules)
     after = next(iter(names[names.index(name) + 1 :]), name)
     normalises = isinstance(modules[after], Norm | nn.modules.batchnorm._BatchNorm | nn.LayerNorm)
-    return Place(after if normalises else name, int(size), isinstance(found, nn.Conv2d))  # pyright: ignore[reportArgumentType]
+    return Place(name, int(size), isinstance(found, nn.Conv2d), after if normalises else "")  # pyright: ignore[reportArgumentType]

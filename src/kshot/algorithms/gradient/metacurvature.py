@@ -67,7 +67,8 @@ class MetaCurvature(InnerLoop):
         check_rate("inner_lr", inner_lr)
         self.inner_lr, self.first_order = inner_lr, first_order
         self.matrices = nn.ModuleList(
-            nn.ParameterList(torch.eye(n, dtype=p.dtype) for n in as_axes(p).shape) for p in model.parameters()
+            nn.ParameterList(torch.eye(n, dtype=p.dtype, device=p.device) for n in as_axes(p).shape)
+            for p in model.parameters()
         )
 
     @classmethod

@@ -12,7 +12,7 @@ paper                   here
 ======================  ==============================================
 theta                   the parameters of ``model``, an embedding
 c_k                     ``class_means`` of the embedded support
-w_k, b_k                "head.weight", "head.bias" (section 3)
+w_k, b_k                ``HEAD`` (section 3)
 alpha                   ``inner_lr``
 ======================  ==============================================
 
@@ -33,12 +33,10 @@ from torch import Tensor, nn
 
 from kshot.core import Episode, Spec, Split, Tree, register
 from kshot.core.episode import select
-from kshot.engine.inner import FusedInnerLoop, Inner, Weights, call, check_rate, weights_of
+from kshot.engine.inner import HEAD, FusedInnerLoop, Inner, Weights, call, check_rate, weights_of
 from kshot.nn.conv import known_to_kernels
 from kshot.nn.heads import class_means
 from kshot.nn.norm import collecting
-
-WEIGHT, BIAS = "head.weight", "head.bias"
 
 
 @register(
@@ -156,10 +154,11 @@ class ProtoMAML(FusedInnerLoop):
         Returns:
             Logits (N, W), and the weights with the buffers as the forward pass left them.
         """
-        theta = {k: p for k, p in weights.params.items() if k not in (WEIGHT, BIAS)}
+        theta = {k: p for k, p in weights.params.items() if k not in HEAD}
         z, after = call(self.model, Weights(theta, weights.buffers), x)
-        return F.linear(z, weights.params[WEIGHT], weights.params[BIAS]), Weights(weights.params, after.buffers)
+        weight, bias = (weights.params[k] for k in HEAD)
+        return F.linear(z, weight, bias), Weights(weights.params, after.buffers)
 
 
 def _head(c: Tensor) -> dict[str, Tensor]:
-    return {WEIGHT: 2 * c, BIAS: -(c * c).sum(-1)}
+    return dict(zip(HEAD, (2 * c, -(c * c).sum(-1)), strict=True))

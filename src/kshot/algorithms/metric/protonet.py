@@ -31,7 +31,7 @@ from kshot.core import Episode, UserError, register, tree_map, unchanged_since
 from kshot.engine.embedding import Embed, EmbeddingLearner, Labelled
 from kshot.nn import native
 from kshot.nn.conv import known_to_kernels
-from kshot.nn.heads import class_means, squared_distances
+from kshot.nn.heads import class_means, squared_distances, unit
 
 DISTANCES = ("squared_euclidean", "cosine")
 _WRITTEN_OUT = ("fit_head", "apply_head", "head_loss")
@@ -81,7 +81,7 @@ class ProtoNet(EmbeddingLearner):
             Logits (..., Q, W).
         """
         if self.distance == "cosine":
-            return F.normalize(z, dim=-1) @ F.normalize(head, dim=-1).mT - 1
+            return unit(z) @ unit(head).mT - 1
         return -squared_distances(z, head)
 
     @property

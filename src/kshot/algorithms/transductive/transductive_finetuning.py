@@ -29,7 +29,7 @@ from torch import Tensor
 
 from kshot.core import Split, Tree, register
 from kshot.engine.embedding import embed_support, labelled
-from kshot.engine.inner import Weights, unrolled
+from kshot.engine.inner import Weights, outside_inference_mode, unrolled
 from kshot.engine.tuning import TunedLearner
 from kshot.nn.norm import collecting
 
@@ -101,12 +101,13 @@ class TransductiveFineTuning(TunedLearner):
             answers, _ = self.answer(Weights(weights.params, after.buffers), given.x["query"])
             return F.cross_entropy(logits, given.y) + entropy(answers), after
 
-        _, buffers = embed_support(self.backbone, state.x)
-        start = self.with_new_layer(state.head, buffers)
-        (last,) = unrolled(loss, start, Split({"support": state.x, "query": x}, state.y), self.inner)
-        with collecting(self.backbone):
-            last = self.answer(last, state.x)[1]
-        return self.answer(last, x)[0]
+        both = Split({"support": state.x, "query": x}, state.y)
+        with outside_inference_mode((both, state.head)) as (given, head):
+            _, buffers = embed_support(self.backbone, given.x["support"])
+            (last,) = unrolled(loss, self.with_new_layer(head, buffers), given, self.inner)
+            with collecting(self.backbone):
+                last = self.answer(last, given.x["support"])[1]
+            return self.answer(last, given.x["query"])[0]
 
 
 def entropy(logits: Tensor) -> Tensor:

@@ -11,12 +11,14 @@ from kshot.engine.inner.recompute import Random, recompute_is_on, recomputing, r
 from kshot.engine.inner.rules import Rates, Rule, adam, clipped, momentum, preconditioned, sgd
 from kshot.engine.inner.steps import Inner, InnerDivergence, gradient, matching, unrolled, watching
 from kshot.engine.inner.weights import (
+    HEAD,
     Named,
     OtherPathWarning,
     Weights,
     call,
     known,
     mean_of_tasks,
+    outside_inference_mode,
     replace_buffers,
     twice_differentiable,
     weights_of,
@@ -24,6 +26,7 @@ from kshot.engine.inner.weights import (
 )
 
 __all__ = [
+    "HEAD",
     "FusedInnerLoop",
     "Inner",
     "InnerDivergence",
@@ -45,6 +48,7 @@ __all__ = [
     "mean_of_tasks",
     "momentum",
     "one_by_one",
+    "outside_inference_mode",
     "preconditioned",
     "recompute_is_on",
     "recomputing",

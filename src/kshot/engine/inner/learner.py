@@ -13,7 +13,14 @@ from torch import Tensor, nn
 from kshot.core import Episode, Learner, Spec, Split, Tree, UserError, task_loss
 from kshot.core.episode import unbind
 from kshot.engine.inner.steps import Inner, InnerDivergence, unrolled, watching
-from kshot.engine.inner.weights import Weights, call, mean_of_tasks, replace_buffers, weights_of
+from kshot.engine.inner.weights import (
+    Weights,
+    call,
+    mean_of_tasks,
+    outside_inference_mode,
+    replace_buffers,
+    weights_of,
+)
 from kshot.nn import native
 from kshot.nn.norm import collecting, uses_support_statistics
 
@@ -45,10 +52,11 @@ class InnerLoop(Learner):
 
     def __init__(self, model: nn.Module, n_inner_steps: int, n_inner_steps_eval: int, truncate: int = 0) -> None:
         super().__init__()
-        if n_inner_steps < 1 or n_inner_steps_eval < 0 or (n_inner_steps % 1, n_inner_steps_eval % 1) != (0, 0):
+        counts = (n_inner_steps, n_inner_steps_eval, truncate)
+        if n_inner_steps < 1 or n_inner_steps_eval < 0 or not all(isinstance(n, int) for n in counts):
             raise UserError(
                 f"expected whole numbers, n_inner_steps >= 1, got {n_inner_steps} (and {n_inner_steps_eval} to "
-                "evaluate); a learner that takes no step learns nothing of its task"
+                f"evaluate, {truncate} to run back through); a learner that takes no step learns nothing of its task"
             )
         if truncate < 0:
             raise UserError(f"expected truncate >= 0 inner steps, got {truncate}; 0 runs back through all of them")
@@ -147,7 +155,8 @@ class InnerLoop(Learner):
         Returns:
             The adapted weights.
         """
-        (last,) = self.path(support, self.n_steps(), every=False)
+        with outside_inference_mode(support) as given:
+            (last,) = self.path(given, self.n_steps(), every=False)
         return last
 
     def states(self, support: Split, n_steps: int | None = None) -> list[Weights]:
@@ -160,7 +169,8 @@ class InnerLoop(Learner):
         Returns:
             k + 1 states.
         """
-        return list(self.path(support, self.n_steps() if n_steps is None else n_steps, every=True))
+        with outside_inference_mode(support) as given:
+            return list(self.path(given, self.n_steps() if n_steps is None else n_steps, every=True))
 
     def path(self, support: Split, n_steps: int, *, every: bool) -> Iterator[Weights]:
         """Yield the weights on the way.

@@ -18,9 +18,13 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
 from kshot.core.functional import functional_call
-from kshot.core.tree import Tree
+from kshot.core.tree import Tree, tree_map
 
 Named = dict[str, Tensor]
+
+#: Weight and bias of a linear head that is made within a task. No module has an empty name, so that no layer of a
+#: network is called the same.
+HEAD = (".head.weight", ".head.bias")
 
 
 class Weights(NamedTuple):
@@ -122,6 +126,23 @@ def known(number: Tensor) -> int | None:
     if isinstance(number, FakeTensor) or get_proxy_mode() is not None or torch.compiler.is_compiling():
         return None
     return int(number)
+
+
+@contextmanager
+def outside_inference_mode(given: Tree) -> Iterator[Any]:
+    """Leave inference mode, in which no gradient step can be taken; without gradients for whoever called.
+
+    Args:
+        given: tensors; those that were made in inference mode are copied, since no graph may hold them.
+
+    Yields:
+        The tensors.
+    """
+    if not torch.is_inference_mode_enabled():
+        yield given
+        return
+    with torch.inference_mode(False), torch.no_grad():
+        yield tree_map(lambda t: t.clone() if t.is_inference() else t, given)
 
 
 class OtherPathWarning(UserWarning):

@@ -135,8 +135,8 @@ _NGRAMS = _Task(
 _NGRAMS_FF = _NGRAMS._replace(
     steps=15_000,
     slower=10_000,
-    protocol="Heads read what the step wrote: else such a controller knows of a bit two steps later alone. The rate is "
-    "1e-3 for 10,000 steps, and then 3e-4. The best possible is the estimator of the paper's Eq. 10, on the same "
+    protocol="Heads read what the step wrote: else what such a controller writes reaches it two steps later. The rate "
+    "is 1e-3 for 10,000 steps, and then 3e-4. The best possible is the estimator of the paper's Eq. 10, on the same "
     "sequences.",
 )
 _SORT = _Task("priority sort", 400_000, 10_000, (Row("16 highest of 20", None, 25.0, "", {"n_episodes": 200}),))

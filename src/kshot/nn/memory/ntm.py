@@ -15,9 +15,9 @@ r_t                     ``state.reads``
 
 The paper leaves the order within a step open: here every head finds its place in the memory as it was before the step,
 and several writers erase first and add then. Reads come before writes, as in public code, or after them (``reads``), as
-Eq. 2 has it if M_t is the memory that Eq. 4 leaves; a feed-forward controller then knows of step t - 1 at step t, and
-else of step t - 2. Squared norms in Eq. 6 are floored, so that a row of zeros has no cosine of 0 / 0; Eq. 9 is taken by
-logarithms, so that no power underflows.
+Eq. 2 has it if M_t is the memory that Eq. 4 leaves: then the controller is given at step t what was written at t - 1,
+and else what was written at t - 2. Squared norms in Eq. 6 are floored, so that a row of zeros has no cosine of 0 / 0;
+Eq. 9 is taken by logarithms, so that no power underflows.
 """
 
 from __future__ import annotations

@@ -18,9 +18,10 @@ KSHOT_EXPORT void ntm_delete(Ntm* ntm) {
 
 KSHOT_EXPORT int ntm_forward(Ntm* ntm, int hidden, int layers, int lstm, int reads, int writes, int slots, int width,
                              int shifts, int late, int steps, int sequences, const Real* sums,
-                             const Real* w_controller, const Real* w_upper, const Real* b_upper, const Real* w_heads, const Real* b_heads,
-                             const Real* h, const Real* c, const Real* r, const Real* w, const Real* memory,
-                             Real* features, Real* end_c, Real* end_w, Real* end_memory, int keep, int threads) {
+                             const Real* w_controller, const Real* w_upper, const Real* b_upper, const Real* w_heads,
+                             const Real* b_heads, const Real* h, const Real* c, const Real* r, const Real* w,
+                             const Real* memory, Real* features, Real* end_c, Real* end_w, Real* end_memory, int keep,
+                             int threads) {
     return guarded([&] {
         ntm->forward({hidden, layers, lstm, reads, writes, slots, width, shifts, late}, steps, sequences, sums,
                      {w_controller, w_upper, b_upper, w_heads, b_heads}, {h, c, r, w, memory}, features,

@@ -173,7 +173,8 @@ class Ntm {
         }
     }
 
-    // Every head finds its place in the memory as it was before the step. Reads (Eq. 2) come before Eq. 3 and 4, or after.
+    // Every head finds its place in the memory as it was before the step. Reads (Eq. 2) come before Eq. 3 and 4, or
+    // after.
     void memory_forward(Addressing<T>& addressing, int step, int sequence, const T* emitted, T* memory, T* reads) {
         const NtmShape& s = shape_;
         const Slots<T>& slots = addressing.slots();
