@@ -57,6 +57,37 @@ def test_closed_form_on_a_parabola(steps: int) -> None:
     torch.testing.assert_close(got, first, rtol=1e-12, atol=0)
 
 
+def test_inner_steps_by_other_rules() -> None:
+    """Momentum of 0.9, a bounded slope, and Adam, whose first step is as long as its rate."""
+    episode, w = task(), 1.7
+    a, best = parabola(episode.support)
+
+    def end(**options: object) -> Tensor:
+        return learner(**options).adapt(episode.support).params["weight"].squeeze().detach()
+
+    slope = 2 * a * (w - best)
+    after = w - ALPHA * slope
+    twice = after - ALPHA * (0.9 * slope + 2 * a * (after - best))
+    torch.testing.assert_close(end(inner_optimiser="momentum", n_inner_steps=2), twice, rtol=1e-12, atol=0)
+    torch.testing.assert_close(end(inner_clip=0.01), w - ALPHA * 0.01 * slope.sign(), rtol=1e-9, atol=0)
+    torch.testing.assert_close(end(inner_optimiser="adam"), w - ALPHA * slope.sign(), rtol=1e-6, atol=0)
+    for bad, message in (
+        ({"inner_optimiser": "adan"}, "did you mean 'adam'"),
+        ({"inner_clip": -1.0}, "max_norm > 0"),
+        ({"adapted": ("head.*",)}, "fit 'head.\\*', found none; the names are weight"),
+    ):
+        with pytest.raises(UserError, match=message):
+            learner(**bad)
+
+
+def test_only_what_is_named_adapts() -> None:
+    network = nn.Sequential(nn.Linear(1, 3), nn.Tanh(), nn.Linear(3, 1)).double()
+    maml = MAML(network, adapted=("2.*", "0.bias"))
+    before, after = maml.states(task().support)
+    moved = {k for k, p in before.params.items() if not torch.equal(p, after.params[k])}
+    assert moved == {"0.bias", "2.weight", "2.bias"}
+
+
 def test_a_wrong_sign_of_the_second_order_term_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     """Same weights after every step, but 1 + 2 alpha a in the place of 1 - 2 alpha a: both nets must hold it."""
     right = room.unrolled

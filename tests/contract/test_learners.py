@@ -57,6 +57,8 @@ OPTIONS = {
         {"n_inner_steps": 3, "n_inner_steps_eval": 2, "inner_lr": 0.1},
         {"n_inner_steps": 2, "first_order": True},
         {"n_inner_steps": 3, "truncate": 2},
+        {"n_inner_steps": 2, "inner_optimiser": "momentum", "inner_clip": 0.5},
+        {"n_inner_steps": 2, "inner_optimiser": "adam", "inner_lr": 1e-3},
     ],
     "ntm": [
         {"controller": "feedforward", "n_heads": 2, "n_slots": 5},

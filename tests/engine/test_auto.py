@@ -191,7 +191,8 @@ WITHOUT_COMPILER = """
 import torch._inductor.config as config
 from kshot.algorithms import ProtoNet
 from kshot.core import Spec, UserError
-from kshot.engine.auto import choose
+from kshot.engine.auto import choose, computed
+from kshot.engine.batch import Batching, OuterStep
 from kshot.testing import synthetic_episodes, tiny_backbone
 
 config.cpp.cxx = ("/nowhere/c++",)
@@ -203,6 +204,10 @@ except UserError as error:
     print(error)
 chosen, seconds = choose(learner, episodes, compiled="auto", n_steps=10**9, repeats=1)
 print(chosen.compiled, float("inf") in seconds.values())
+try:
+    computed(OuterStep(learner, Batching("loop", compiled=True)), episodes)
+except UserError as error:
+    print(error)
 """
 
 
@@ -212,6 +217,7 @@ def test_without_a_compiler_compiling_is_left_out(tmp_path: Path) -> None:
     env = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(tmp_path), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", WITHOUT_COMPILER]
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=280, check=True)
-    first, second = done.stdout.splitlines()
+    first, second, third = done.stdout.splitlines()
     assert first.startswith("expected a working compiler for compile=on, got: ")
     assert second == "False True"
+    assert third.startswith("expected a working compiler for compile=on, got: ")

@@ -54,6 +54,11 @@ def test_steps_end_where_a_direction_is_not_positive() -> None:
             torch.testing.assert_close(got, right)
 
 
+def test_a_matrix_that_is_no_number_gives_no_number() -> None:
+    (got,) = conjugate_gradients(lambda v: (v[0] * float("nan"),), (B,), 5)
+    assert bool(got.isnan().all())
+
+
 @pytest.mark.parametrize(("strength", "damping"), [(0.3, 0.0), (4.0, 0.0), (0.3, 2.0)])
 def test_the_gradient_of_a_quadratic_minimum(strength: float, damping: float) -> None:
     """phi minimises phi A phi / 2 - c phi + s / 2 |phi - theta|^2, so d phi / d theta = s (A + s I)^-1; also mapped."""

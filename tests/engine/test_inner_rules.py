@@ -341,6 +341,20 @@ def test_an_inner_rate_that_diverges_is_named() -> None:
     assert step.first_divergence() == found or "inner step" in (step.first_divergence() or "")
 
 
+def test_of_several_batches_the_first_that_diverges_is_looked_at() -> None:
+    learner = MAML(nn.Linear(2, 2).double(), inner_lr=0.1, n_inner_steps=3).train()
+    bad, good = (synthetic_episodes(SPEC, 2, seed=seed) for seed in (0, 1))
+    bad.support.x[1] *= 1e200
+    step = OuterStep(learner, Batching("loop"))
+    step(bad)
+    step(good)
+    found = step.first_divergence()
+    assert found is not None
+    assert "inner step" in found
+    step(good)  # it was told, and is over
+    assert step.first_divergence() is None
+
+
 def test_training_names_the_inner_step() -> None:
     learner = MAML.from_backbone(MLP(1, (8,)), Sinusoid.spec, inner_lr=1e30, n_inner_steps=5)
     loader = EpisodeLoader(Sinusoid(n_shot=4, n_query=4), 3, seed=0)

@@ -127,6 +127,15 @@ def test_a_film_of_the_memory_lies_beside_the_report(copying, tmp_path):
     assert "validation bits per sequence" in text, "an untested run is known by what was measured for its curves"
 
 
+def test_pictures_of_runs_whose_folders_are_called_the_same_lie_side_by_side(copying, tmp_path):
+    runs = [tmp_path / name / "seed-0" for name in ("one", "two")]
+    for run in runs:
+        shutil.copytree(copying, run)
+    write_reports(runs, tmp_path / "r.html", Look(n_episodes=2))
+    assert len(list(tmp_path.glob("r-*-steps.png"))) == 2
+    assert len(list(tmp_path.glob("r-*-memory.gif"))) == 2
+
+
 @pytest.mark.parametrize("name", ["mann", "lstm"])
 def test_a_reader_of_classes_shows_its_steps_and_its_memory(name, tmp_path):
     sizes = {"n_hidden": 5} if name == "lstm" else {"n_hidden": 5, "n_slots": 9, "slot_width": 4}

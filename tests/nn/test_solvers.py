@@ -70,6 +70,8 @@ def test_zero_vectors_stay_zero_and_have_a_finite_gradient() -> None:
 def test_distances_and_means_by_hand() -> None:
     a, b = drawn(3, 4), drawn(2, 4)
     torch.testing.assert_close(squared_distances(a, b), torch.cdist(a, b) ** 2)
+    far_a, far_b = (100_000 + t for t in (a.float(), b.float()))  # float32 keeps some two digits of these
+    torch.testing.assert_close(squared_distances(far_a, far_b), torch.cdist(a, b).float() ** 2, rtol=0, atol=0.2)
     z = torch.tensor([[1.0, 0.0], [5.0, 5.0], [3.0, 2.0]])
     assert class_means(z, torch.tensor([1, 0, 1]), 2).tolist() == [[5, 5], [2, 1]]
 

@@ -18,7 +18,7 @@ import torch
 
 from kshot.core import Episode, Learner, UserError
 from kshot.core.episode import n_tasks
-from kshot.engine.batch import Batching, OuterStep
+from kshot.engine.batch import Batching, OuterGradient, OuterStep
 from kshot.engine.inner import writes_in_place
 from kshot.engine.memory_plan import within
 
@@ -171,10 +171,34 @@ def _measure_compiled(step: OuterStep, episodes: Episode | Sequence[Episode], re
     except RuntimeError as error:  # which every error of PyTorch's compilers is
         if not wanted:
             return float("inf")
-        first_line = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(
-            f"expected a working compiler for compile=on, got: {first_line}; install a C++ compiler, or use compile=off"
-        ) from error
+        raise UserError(_no_compiler(error)) from error
+
+
+def computed(step: OuterStep, episodes: Episode | Sequence[Episode]) -> OuterGradient:
+    """Compute an outer gradient in float64 (``OuterStep`` with ``wide``).
+
+    Args:
+        step: how.
+        episodes: of which.
+
+    Returns:
+        The gradient.
+
+    Raises:
+        UserError: steps are to be compiled, and no compiler works.
+        RuntimeError: anything else went wrong.
+    """
+    try:
+        return step(episodes, wide=True)
+    except RuntimeError as error:
+        if step.batching.compiled and type(error).__module__.startswith(("torch._inductor", "torch._dynamo")):
+            raise UserError(_no_compiler(error)) from error
+        raise
+
+
+def _no_compiler(error: RuntimeError) -> str:
+    first_line = (str(error).splitlines() or [type(error).__name__])[0]
+    return f"expected a working compiler for compile=on, got: {first_line}; install a C++ compiler, or use compile=off"
 
 
 def _measure_if_it_runs(

@@ -22,7 +22,16 @@ from kshot.core import Episode, Learner, Split, Tree, UserError, tree_map
 from kshot.core.episode import n_tasks, select, unbind
 from kshot.core.functional import functional_call
 from kshot.core.tree import leaves
-from kshot.engine.inner import Named, Random, first_divergence, mean_of_tasks, recomputing, weights_of, writes_in_place
+from kshot.engine.inner import (
+    Named,
+    Random,
+    first_divergence,
+    known,
+    mean_of_tasks,
+    recomputing,
+    weights_of,
+    writes_in_place,
+)
 from kshot.engine.processes import Workers, default_number
 from kshot.engine.reading import Reader
 
@@ -151,7 +160,7 @@ class OuterStep:
             if self._random is not None:  # Readers put examples into a random order, and may have to do so again.
                 self._random = Random()
         found = self._computed(episodes, wide)
-        self._bad = self._bad or not bool(torch.isfinite(found.losses).all())
+        self._bad = self._bad or known(torch.isfinite(found.losses).all()) == 0
         return found
 
     def _computed(self, episodes: Episode | Sequence[Episode], wide: bool) -> OuterGradient:

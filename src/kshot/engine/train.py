@@ -15,6 +15,7 @@ from lightning_fabric import Fabric
 from torch import Tensor
 
 from kshot.core import DivergedError, Episode, Learner, Tree, UserError, generator
+from kshot.engine.auto import computed
 from kshot.engine.batch import Batching, OuterGradient, OuterStep, combine
 from kshot.engine.checkpoint import Checkpoints, save_tree
 from kshot.engine.choices import choose_once
@@ -237,7 +238,7 @@ class Trainer:
             raise RuntimeError("the trainer was not prepared")
         # Rounded once, after the last sum: so the run is the same however its tasks are shared out.
         batches = (self._looked_at(self._next()) for _ in range(self.config.accumulate))
-        gradient = combine((self.outer_step(batch, wide=True) for batch in batches), wide=True)
+        gradient = combine((computed(self.outer_step, batch) for batch in batches), wide=True)
         if self.fabric.world_size > 1:
             before = dict(self.learner.named_buffers())
             gradient = average(self.fabric, gradient, self.loader.n_tasks * self.config.accumulate, before)

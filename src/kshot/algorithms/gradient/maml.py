@@ -26,12 +26,13 @@ Checked by: tests/reference/test_maml.py (plain loops with ``torch.autograd.grad
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
 
 from kshot.core import Spec, register
-from kshot.engine.inner import FusedInnerLoop, Inner, check_rate
+from kshot.engine.inner import FusedInnerLoop, Inner, check_rate, matching, named_rule
 
 
 @register(
@@ -49,9 +50,12 @@ class MAML(FusedInnerLoop):
         n_inner_steps_eval: gradient steps when evaluating, 0 for as many as in training; 3 in 5-way Omniglot.
         first_order: leave the second derivatives out (section 5.2, FOMAML).
         truncate: inner steps, the last ones, that the outer gradient runs through; 0 for all.
+        inner_optimiser: "sgd" as in the paper, "momentum" (0.9) or "adam".
+        inner_clip: bound of the norm of an inner gradient; 0 for none.
+        adapted: patterns of names of the parameters that the inner steps change, such as "0.*"; others stay.
 
     Raises:
-        UserError: a step count or rate that makes no sense.
+        UserError: a step count, rate, optimiser or bound that makes no sense, or a pattern that no parameter fits.
     """
 
     def __init__(
@@ -63,10 +67,16 @@ class MAML(FusedInnerLoop):
         n_inner_steps_eval: int = 0,
         first_order: bool = False,
         truncate: int = 0,
+        inner_optimiser: str = "sgd",
+        inner_clip: float = 0.0,
+        adapted: Sequence[str] = ("*",),
     ) -> None:
         super().__init__(model, n_inner_steps, n_inner_steps_eval, truncate)
         check_rate("inner_lr", inner_lr)
         self.inner_lr, self.first_order = inner_lr, first_order
+        self.inner_optimiser, self.inner_clip, self.adapted = inner_optimiser, inner_clip, tuple(adapted)
+        matching(dict(model.named_parameters()), self.adapted)
+        named_rule(inner_optimiser, inner_clip)
 
     @classmethod
     def paper_options(cls, spec: Spec) -> dict[str, Any]:
@@ -94,4 +104,5 @@ class MAML(FusedInnerLoop):
             The settings; ``InnerLoop`` does the rest: Eq. 1, the loss of theta' on the queries, differentiated through
             the steps.
         """
-        return Inner(self.inner_lr, n_steps, first_order=self.first_order, truncate=self.truncate)
+        rule = named_rule(self.inner_optimiser, self.inner_clip)
+        return Inner(self.inner_lr, n_steps, rule, self.first_order, self.adapted, self.truncate)

@@ -8,7 +8,7 @@
 from kshot.engine.inner.fused import FusedInnerLoop
 from kshot.engine.inner.learner import InnerLoop, check_rate, first_divergence, one_by_one
 from kshot.engine.inner.recompute import Random, recompute_is_on, recomputing, run_twice, unroll
-from kshot.engine.inner.rules import Rates, Rule, adam, clipped, momentum, preconditioned, sgd
+from kshot.engine.inner.rules import Rates, Rule, adam, clipped, momentum, named_rule, preconditioned, sgd
 from kshot.engine.inner.steps import Inner, InnerDivergence, gradient, matching, unrolled, watching
 from kshot.engine.inner.weights import (
     HEAD,
@@ -47,6 +47,7 @@ __all__ = [
     "matching",
     "mean_of_tasks",
     "momentum",
+    "named_rule",
     "one_by_one",
     "outside_inference_mode",
     "preconditioned",

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from kshot.core import UserError
+from kshot.core.registry import unknown
 from kshot.core.tree import Tree
 from kshot.engine.inner.weights import Named
 
@@ -130,6 +131,25 @@ def clipped(rule: Rule, max_norm: float) -> Rule:
         return rule.direction({k: g * scale for k, g in grads.items()}, memory, step, tensors)
 
     return rule._replace(direction=direction)
+
+
+def named_rule(name: str, clip: float = 0.0) -> Rule:
+    """Make a rule from options.
+
+    Args:
+        name: "sgd", "momentum" (0.9) or "adam".
+        clip: bound of the gradient's norm; 0 for none.
+
+    Returns:
+        The rule.
+
+    Raises:
+        UserError: an unknown name, or a bound below zero.
+    """
+    known = {"sgd": sgd, "momentum": momentum, "adam": adam}
+    if name not in known:
+        raise UserError(unknown("inner_optimiser", name, list(known)))
+    return clipped(known[name](), clip) if clip else known[name]()
 
 
 def preconditioned(change: Callable[[Named, Tree], Named], tensors: Tree, rule: Rule | None = None) -> Rule:
