@@ -26,7 +26,6 @@ Checked by: tests/reference/test_maml.py (plain loops with ``torch.autograd.grad
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
@@ -69,7 +68,7 @@ class MAML(FusedInnerLoop):
         truncate: int = 0,
         inner_optimiser: str = "sgd",
         inner_clip: float = 0.0,
-        adapted: Sequence[str] = ("*",),
+        adapted: tuple[str, ...] = ("*",),
     ) -> None:
         super().__init__(model, n_inner_steps, n_inner_steps_eval, truncate)
         check_rate("inner_lr", inner_lr)
