@@ -8,6 +8,7 @@ import pytest
 from kshot.cli.main import main
 from kshot.core import UserError
 from kshot.experiment.recipes import recipes
+from kshot.experiment.recipes.recipe import verdict
 from kshot.experiment.recipes.tables import (
     TABLES,
     between_marks,
@@ -170,3 +171,15 @@ def test_the_front_page_has_what_papers_have_once():
 
 def table_of_front(results, known):
     return short_table(results, known, ("m", "i", "I", "T"))
+
+
+def test_what_a_record_was_asked_for_is_what_its_recipe_asks_for():
+    """A bar that moved would leave an old verdict behind."""
+    known = recipes()
+    for name, result in read_results(ROOT / "benchmarks/quality").items():
+        asked = {row.name: row for row in known[name].rows} if name in known else {}
+        for row in result["rows"]:
+            if row["name"] in asked:
+                bar = asked[row["name"]]
+                assert row["least"] == bar.least, f"{name}, {row['name']}"
+                assert row["passed"] == verdict(bar, row["metric"], row["mean"]), f"{name}, {row['name']}"
