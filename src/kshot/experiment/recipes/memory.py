@@ -144,8 +144,8 @@ _SORT = _Task("priority sort", 400_000, 10_000, (Row("16 highest of 20", None, 2
 _SORT_LSTM = _SORT._replace(
     slower=200_000, protocol="The rate is 1e-4 for the first 200,000 sequences, and then 3e-5, the paper's."
 )
-#: In validation 400 steps came to 115 bits so, and to 122 with reads before writes. A rate of 3e-3 left the numbers soon,
-#: and 1e-3 after 9,900 steps, at 56 bits.
+#: In validation 400 steps came to 115 bits so, and to 122 with reads before writes. A rate of 3e-3 left the numbers
+#: soon, and 1e-3 after 9,900 steps, at 56 bits.
 _SORT_FF = _SORT._replace(
     steps=20_000,
     validate_every=500,
