@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from kshot.core import DivergedError
 from kshot.core.registry import methods
 from kshot.data.catalog import datasets
 from kshot.experiment.recipes import recipes
@@ -81,3 +82,15 @@ def test_report_of_a_run_that_was_stopped(kshot, tmp_path):
     ran = kshot("report", tmp_path / "run", "--n-episodes", 4)
     assert ran.status == 0
     assert (tmp_path / "run" / "report.html").exists()
+
+
+def test_a_recipe_whose_training_diverges_is_told_in_a_line(kshot, monkeypatch, tmp_path):
+    def diverging(*args: object, **options: object) -> None:
+        raise DivergedError(7, "the outer loss", "try less")
+
+    monkeypatch.setattr("kshot.cli.reproduce.reproduce", diverging)
+    ran = kshot("reproduce", "cnp-sinusoid", "--out", tmp_path / "run")
+    assert ran.status == 2
+    assert "error: the outer loss is not finite at step 7; try less" in ran.err
+    assert "try other --seeds" in ran.err
+    assert "Traceback" not in ran.err

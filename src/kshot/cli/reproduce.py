@@ -15,7 +15,7 @@ from rich.table import Table
 from kshot.cli.flags import first_positional, parse
 from kshot.cli.live import Display, RunView
 from kshot.cli.words import estimate, score
-from kshot.core import UserError
+from kshot.core import DivergedError, UserError
 from kshot.data.catalog import dataset
 from kshot.evaluation.record import Record
 from kshot.evaluation.scores import metric_of
@@ -65,6 +65,9 @@ def run(args: Sequence[str]) -> int:
 
     Returns:
         The exit status: 0 also where a number does not reach the least, since that is a finding and no failure.
+
+    Raises:
+        UserError: training left the numbers.
     """
     name = first_positional(args)
     about = (
@@ -86,16 +89,19 @@ def run(args: Sequence[str]) -> int:
     with Display() as display:
         display.say(f"{found.name}: {found.paper}\n{found.protocol}")
         view = RunView(display, found.name, steps)
-        result = reproduce(
-            found,
-            out,
-            seeds=asked.seeds,
-            steps=asked.steps or None,
-            threads=asked.threads,
-            root=Path(asked.data_root) if asked.data_root else None,
-            on_event=view.on_event,
-            on_row=lambda row, record: measured.setdefault(row.name, []).append(record),
-        )
+        try:
+            result = reproduce(
+                found,
+                out,
+                seeds=asked.seeds,
+                steps=asked.steps or None,
+                threads=asked.threads,
+                root=Path(asked.data_root) if asked.data_root else None,
+                on_event=view.on_event,
+                on_row=lambda row, record: measured.setdefault(row.name, []).append(record),
+            )
+        except DivergedError as error:  # a recipe has its settings, so there is nothing to try but another seed
+            raise UserError(f"{error}. The settings are those of the recipe: try other --seeds") from error
         view.close()
     _print_result(found, measured)
     if asked.record:
