@@ -135,6 +135,15 @@ def test_clipping_bounds_every_entry_first() -> None:
     assert not torch.isfinite(clip({"a": torch.tensor([float("inf")])}, 0, 1.0)[1])
 
 
+def test_numbers_whose_squares_overflow_have_a_norm_and_are_clipped() -> None:
+    grads = {"a": torch.tensor([3e30, -4e30]), "b": torch.tensor([0.5])}
+    clipped, norm = clip(grads, 0, 10.0)
+    assert float(norm) == pytest.approx(5e30)
+    assert {k: g.tolist() for k, g in clipped.items()} == {"a": [10.0, -10.0], "b": [0.5]}
+    scaled, _ = clip(grads, 1.0)
+    torch.testing.assert_close(scaled["a"], torch.tensor([0.6, -0.8]))
+
+
 def test_clipping_bounds_the_common_norm_and_keeps_the_direction() -> None:
     grads = {"a": torch.tensor([3.0, 0.0]), "b": torch.tensor([[4.0]])}
     same, norm = clip(grads, 0)

@@ -124,11 +124,20 @@ def clip(grads: dict[str, Tensor], max_norm: float, max_value: float = 0.0) -> t
     Returns:
         The gradients, and their norm before (a scalar, not finite if any gradient is not).
     """
-    norm = torch.nn.utils.get_total_norm(grads.values())
+    norm = _norm(grads)
     if max_value > 0:
         grads = {k: g.clamp(-max_value, max_value) for k, g in grads.items()}
     if max_norm > 0:
-        held = torch.nn.utils.get_total_norm(grads.values()) if max_value > 0 else norm
+        held = _norm(grads) if max_value > 0 else norm
         scale = (max_norm / (held + 1e-6)).clamp(max=1.0)
         grads = {k: g * scale for k, g in grads.items()}
     return grads, norm
+
+
+def _norm(grads: dict[str, Tensor]) -> Tensor:
+    norm = torch.nn.utils.get_total_norm(grads.values())
+    if bool(torch.isfinite(norm)):
+        return norm
+    # Squares may be too large for a type that holds the numbers themselves, which clipping brings back.
+    largest = torch.nn.utils.get_total_norm(grads.values(), norm_type=float("inf"))
+    return largest * torch.nn.utils.get_total_norm([g / largest for g in grads.values()])

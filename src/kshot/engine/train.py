@@ -260,7 +260,8 @@ class Trainer:
 
     def _diverged(self, gradient: OuterGradient) -> None:
         bad = [f"the gradient of {k}" for k, g in gradient.grads.items() if not bool(torch.isfinite(g).all())]
-        what = bad[0] if bool(torch.isfinite(gradient.losses).all()) and bad else "the outer loss"
+        finite = bool(torch.isfinite(gradient.losses).all())
+        what = "the outer loss" if not finite else bad[0] if bad else "the norm of the outer gradient"
         began = self.outer_step.first_divergence() if self.outer_step else None
         where = f". It began with {began}" if began else ""
         raise DivergedError(self.progress.step + 1, what, ADVICE + where)
