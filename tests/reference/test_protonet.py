@@ -98,4 +98,8 @@ def test_cosine_distance() -> None:
     learner, (support, query) = ProtoNet(network("none"), distance="cosine").eval(), synthetic_episode(SPEC)
     z, means = learner.backbone(query.x), learner.adapt(support).head
     expected = F.cosine_similarity(z[:, None], means, dim=-1) - 1
-    torch.testing.assert_close(learner.predict(learner.adapt(support), query.x), expected, rtol=1e-9, atol=1e-12)
+    # Squared lengths have 1e-12 added, so that a zero vector has a gradient of a sensible size.
+    torch.testing.assert_close(learner.predict(learner.adapt(support), query.x), expected, rtol=1e-6, atol=1e-10)
+    zero = torch.zeros(2, 3, dtype=torch.float64, requires_grad=True)
+    (gradient,) = torch.autograd.grad(learner.apply_head(torch.ones(4, 3, dtype=torch.float64), zero).sum(), zero)
+    assert float(gradient.abs().max()) < 1e7

@@ -47,7 +47,8 @@ def squared_distances(a: Tensor, b: Tensor) -> Tensor:
     Returns:
         (..., N, M); rounding may leave a zero distance slightly negative.
     """
-    shared = b.detach().mean(-2, keepdim=True)
+    # A class without an example is NaN, and must leave the others as they are.
+    shared = torch.where(b.isnan(), 0, b).detach().mean(-2, keepdim=True)
     a, b = a - shared, b - shared
     return (a * a).sum(-1, keepdim=True) - 2 * a @ b.mT + (b * b).sum(-1).unsqueeze(-2)
 

@@ -5,6 +5,7 @@ Everything here works for one task, under ``vmap``, and can be differentiated th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -132,8 +133,9 @@ def softmax_regression(
             return _centred(rows.mT @ (p * (f - (p * f).sum(-1, keepdim=True))) + free * u)
 
         step = conjugate_gradients(hessian, -_centred(rows.mT @ (p - y) + free * v), n_conjugate)
-        losses = torch.stack([loss(v + t * step) for t in lengths.unbind()])
-        v = v + torch.where(losses.amin(0) < loss(v), lengths[losses.argmin(0)], 0.0) * step
+        # A step that is no number is none: zero times it would not be zero.
+        losses = torch.stack([loss(v + t * step) for t in lengths.unbind()]).nan_to_num(nan=math.inf, posinf=math.inf)
+        v = torch.where(losses.amin(0) < loss(v), v + lengths[losses.argmin(0)] * step, v)
     return (v[:-1] if back is None else back @ v[:-1]), v[-1]
 
 
