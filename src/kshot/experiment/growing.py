@@ -28,7 +28,9 @@ def trained_size(config: RunConfig) -> int:
     found = dataset(config.data)
     if found.growth is None:
         return 0
-    return min(config.data_options.get(name, found.options[name].default) for name in found.growth.options)
+    sizes = {name: config.data_options.get(name, found.options[name].default) for name in found.growth.options}
+    # Where several things grow, such as length and copies, the least of their largest sizes.
+    return min(size for name, size in sizes.items() if name.startswith("max_"))
 
 
 def sized(config: RunConfig, size: int, root: Path | None) -> TaskSource:
