@@ -13,10 +13,12 @@ test fast: export OMP_NUM_THREADS = 1
 # Tests of one file stay together, so that what they share is made once; an idle process takes from the other's rest.
 PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses=4 --dist=worksteal
 
+# The slow tests need no coverage, whose tracing would make them slower: the fast ones reach all that is asked for.
 test: $(VENV)/.installed
 	$(PYTEST) -m "not slow" --cov --cov-report=
-	$(PYTEST) -m "slow" --timeout=900 --cov --cov-append --cov-report=term:skip-covered
+	$(BIN)/python -m coverage report --skip-covered
 	$(BIN)/python -m coverage report --include="*/kshot/core/*,*/kshot/engine/*,*/kshot/evaluation/*,*/kshot/algorithms/*" --fail-under=95 --format=total
+	$(PYTEST) -m "slow" --timeout=900
 
 fast: $(VENV)/.installed
 	$(PYTEST) -m "not slow" -x -q
