@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import copy
 import inspect
-import os
 import warnings
 import weakref
 from collections.abc import Callable, Iterator, Sequence
@@ -33,6 +32,7 @@ from torch.utils._pytree import tree_leaves
 from kshot.core import Episode, Learner, UserError, tree_map
 from kshot.core.episode import n_tasks, select, unbind
 from kshot.engine.batch import Batching, OuterStep
+from kshot.engine.free_memory import free_memory
 from kshot.engine.inner import InnerLoop, writes_in_place
 from kshot.engine.processes import default_number
 from kshot.engine.reading import Reader
@@ -360,22 +360,3 @@ def in_words(n_bytes: float) -> str:
             return f"{n_bytes:.3g} {unit}"
         n_bytes /= 1024
     return f"{n_bytes:.3g} GiB"
-
-
-def free_memory(device: torch.device) -> int:
-    """Find how much memory is free.
-
-    Args:
-        device: of the tensors.
-
-    Returns:
-        Bytes.
-    """
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    try:
-        with open("/proc/meminfo", encoding="ascii") as lines:
-            named = dict(line.split(":") for line in lines)
-        return int(named["MemAvailable"].split()[0]) * 1024
-    except (OSError, KeyError, ValueError):  # not Linux: what the machine has
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
