@@ -143,6 +143,14 @@ def test_threads_change_nothing() -> None:
     assert all(torch.equal(a, b) for a, b in zip(one[2][0], three[2][0], strict=True))
 
 
+def test_weights_know_the_order_that_they_were_trained_in() -> None:
+    early, late = cell(), cell(reads="after")
+    for taker, giver in ((early, late), (late, early)):
+        with pytest.raises(RuntimeError, match="reads_after"):
+            taker.load_state_dict(giver.state_dict())
+    late.load_state_dict(cell(reads="after").state_dict())
+
+
 @compiled
 def test_a_gradient_is_taken_once() -> None:
     made = cell()

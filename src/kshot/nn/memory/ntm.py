@@ -128,6 +128,9 @@ class NTMCell(Cell[NTMState]):
         #: Before a softmax.
         self.start_weights = nn.Parameter(torch.zeros(s.reads + s.writes, n_slots))
         self._start_memory(memory_start)
+        if s.late:
+            # Kept with the weights, of which nothing else tells it: they are those of another machine.
+            self.register_buffer("reads_after", torch.ones(()))
         self._initialise()
 
     def _start_memory(self, how: str) -> None:
