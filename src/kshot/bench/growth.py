@@ -12,7 +12,7 @@ from kshot.bench.result import Line, Result
 from kshot.bench.sinusoid import batch, networks
 from kshot.bench.timing import take_turns
 from kshot.engine.batch import Batching, OuterStep
-from kshot.engine.memory_plan import in_words, measured
+from kshot.engine.memory_plan import in_words, measured, predict
 from kshot.evaluation.report.figures import Series, line_chart
 
 TASKS, STEPS = tuple(2**i for i in range(10)), (1, 2, 3, 4, 6, 9, 12, 16, 20)
@@ -50,7 +50,8 @@ def growth(
         step = _step(t, k, recompute, width)
         with measured() as peak:
             step()
-        points.append({"grows": what, "n": n, "recompute": recompute, "bytes": peak(), "name": name})
+        point = {"grows": what, "n": n, "recompute": recompute, "bytes": peak(), "name": name}
+        points.append({**point, "predicted": _predicted(t, k, recompute, width)})
         timed[name] = _several(step, per)
     timings = take_turns(timed, rounds)
     for point in points:
@@ -61,7 +62,7 @@ def growth(
             p["seconds"],
             (timings[p["name"]].spread[0] / per, timings[p["name"]].spread[1] / per),
             None,
-            f"peak {in_words(p['bytes'])}",
+            f"peak {in_words(p['bytes'])}, predicted {in_words(p['predicted'])}",
         )
         for p in points
     ]
@@ -73,6 +74,10 @@ def growth(
 def _step(t: int, k: int, recompute: bool, width: int) -> Callable[[], object]:
     episodes, step = batch(t), OuterStep(networks(k, width)[0], Batching("vmap", recompute=recompute))
     return lambda: step(episodes)
+
+
+def _predicted(t: int, k: int, recompute: bool, width: int) -> int:
+    return predict(networks(k, width)[0], batch(t), Batching("vmap", recompute=recompute)).of(t)
 
 
 def _several(step: Callable[[], object], per: int) -> Callable[[], None]:

@@ -34,11 +34,8 @@ import torch
 from torch import Tensor, nn
 
 from kshot.core import Spec, Split, Tree, UserError, register
-from kshot.core.registry import unknown
 from kshot.engine.implicit import Proximal, at_optimum
-from kshot.engine.inner import Inner, InnerLoop, Named, Weights, adam, check_rate, sgd, unrolled
-
-OPTIMISERS = {"sgd": sgd, "adam": adam}
+from kshot.engine.inner import Inner, InnerLoop, Named, Weights, check_rate, named_rule, unrolled
 
 
 @register(
@@ -57,7 +54,7 @@ class IMAML(InnerLoop):
         n_inner_steps_eval: gradient steps when evaluating, 0 for as many as in training.
         n_cg_steps: conjugate-gradient steps of the outer gradient; 5 in the paper.
         damping: added to lambda in the linear system, as the authors' code adds 10.
-        inner_optimiser: "sgd", or "adam", whose steps stay small where training makes the loss steep.
+        inner_optimiser: "sgd", "momentum", or "adam", whose steps stay small where training makes the loss steep.
 
     Raises:
         UserError: a step count, rate, strength, damping or optimiser that makes no sense.
@@ -83,8 +80,7 @@ class IMAML(InnerLoop):
             raise UserError(f"expected n_cg_steps >= 1, got {n_cg_steps}; 5 is the paper's")
         if not damping >= 0:
             raise UserError(f"expected damping >= 0, got {damping}; 0 for none, 10 is usual")
-        if inner_optimiser not in OPTIMISERS:
-            raise UserError(unknown("inner_optimiser", inner_optimiser, list(OPTIMISERS)))
+        named_rule(inner_optimiser)
         self.strength, self.inner_lr, self.n_cg_steps, self.damping = strength, inner_lr, n_cg_steps, damping
         self.inner_optimiser = inner_optimiser
 
@@ -117,7 +113,7 @@ class IMAML(InnerLoop):
         Returns:
             The settings.
         """
-        return Inner(self.inner_lr, n_steps, OPTIMISERS[self.inner_optimiser](), first_order=True)
+        return Inner(self.inner_lr, n_steps, named_rule(self.inner_optimiser), first_order=True)
 
     def path(self, support: Split, n_steps: int, *, every: bool) -> Iterator[Weights]:
         """Minimise, and give every phi on the way the gradient that it would have as the minimum.
