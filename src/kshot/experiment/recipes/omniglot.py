@@ -245,7 +245,7 @@ RECIPES = (
     _gradient("boil", (5, 1, 1, 8), 7_000, **_FUSED),
     _gradient("metasgd", (5, 1, 1, 8), 10_000, **_FUSED),
     _gradient("metacurvature", (5, 1, 1, 8), 2_400),
-    _gradient("mamlpp", (5, 1, 1, 4), 15_000, (0.9947, 0.9985, None, None), _MAMLPP, **_FUSED),
+    _gradient("mamlpp", (5, 1, 1, 4), 20_000, (0.9947, 0.9985, None, None), _MAMLPP, **_FUSED),
     _gradient("imaml", (5, 1, 1, 4), 1_200, **_FUSED),
     _gradient("cavia", (5, 1, 5, 8), 4_500),
     _gradient("protomaml", (5, 1, 5, 2), 9_000, **_FUSED),
