@@ -20,6 +20,10 @@ from kshot.nn.native.lrua import Shape, Weights, lrua_scan
 
 #: Rows begin with this, so that they are no zero vectors.
 START = 1e-6
+#: Where gate and key strength of Eq. 7 and 2 begin, before their sigmoid and softplus: heads write to the least used
+#: rows, and a key finds its row among 128. From 0, where a softmax of cosines is nearly even and half of all is written
+#: to what was read last, MANN left chance on Omniglot twice as late.
+FIRST_GATE, FIRST_STRENGTH = -3.0, 4.0
 
 
 class LRUAState(NamedTuple):
@@ -105,6 +109,7 @@ class LRUACell(Cell[LRUAState]):
         self.asks = nn.Linear(n_hidden, n_heads * (slot_width + 2))
         with torch.no_grad():
             self.reads.bias.view(4, n_hidden)[1] = 1.0
+            self.asks.bias.view(n_heads, -1)[:, -2:] += torch.tensor([FIRST_GATE, FIRST_STRENGTH])
 
     def start(self, batch: tuple[int, ...] = ()) -> LRUAState:
         """Return the state before anything was read: an even memory, and rows used in the order of their numbers.
