@@ -197,7 +197,7 @@ def _instance(which: str, number: int, published: float | None = None, least: fl
     return Row(f"{which} instance", published, least, source, {"instance": number, "n_episodes": 1000})
 
 
-#: In validation 3e-3 and 6e-3 were as fast as each other at the start, and 1e-3 many times slower.
+#: In validation 3e-3 and 6e-3 were as fast as each other at the start, and 1e-3 several times slower.
 _MANN = Recipe(
     name="mann-omniglot",
     paper="Santoro, Bartunov, Botvinick, Wierstra, Lillicrap, ICML 2016",

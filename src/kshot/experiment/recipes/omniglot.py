@@ -197,7 +197,7 @@ RECIPES = (
     # By validation, 20-way: 78.3 %; the authors' factor of 10, beside which they learn a length for each class, 76.3 %.
     _metric("baselinepp", _CLASSIFIER, 7_000, scale=30.0),
     _frozen("heads-omniglot", _HEADS, 1000, _ON_BASELINE),
-    _frozen("finetune-omniglot", _WHOLE, 100, f"{_ON_BASELINE} But here all of it is trained on within each task."),
+    _frozen("finetune-omniglot", _WHOLE, 50, f"{_ON_BASELINE} But here all of it is trained on within each task."),
     _metric("matching", (20, 1, 5, 1), 10_000, (0.981, 0.989, 0.938, 0.985), _SNAIL),
     _metric("matching", (20, 1, 5, 1), 7_000, recipe="matching-fce-omniglot", fce=True),
     _trained(
@@ -246,7 +246,8 @@ RECIPES = (
     _gradient("metasgd", (5, 1, 1, 8), 10_000, **_FUSED),
     _gradient("metacurvature", (5, 1, 1, 8), 2_400),
     _gradient("mamlpp", (5, 1, 1, 4), 20_000, (0.9947, 0.9985, None, None), _MAMLPP, **_FUSED),
-    _gradient("imaml", (5, 1, 1, 4), 1_200, **_FUSED),
+    # At a rate of 1e-3 validation fell from 53 % after 120 steps to 33 % after 360.
+    _gradient("imaml", (5, 1, 1, 4), 1_200, network={}, train={"compile": "off", "outer_lr": 3e-4}),
     _gradient("cavia", (5, 1, 5, 8), 4_500),
     _gradient("protomaml", (5, 1, 5, 2), 9_000, **_FUSED),
     _gradient(
