@@ -295,6 +295,21 @@ def test_another_path_is_told_once(network: type[nn.Module], monkeypatch: pytest
         learner.adapt(rows().support)
 
 
+@pytest.mark.parametrize("training", [False, True])
+def test_cudnn_rests_where_it_has_no_gradient(training: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of recurrent layers that do not train: as they are on a GPU, told of a layer that is not."""
+    monkeypatch.setattr(weights, "_kind_without", lambda m: weights.RECURRENT * isinstance(m, nn.RNNBase))
+    learner, used = MAML(Recurs(), inner_lr=0.1, n_inner_steps=2).double().train(training), []
+    layer = next(m for m in learner.modules() if isinstance(m, nn.RNNBase))
+    layer.register_forward_hook(lambda *_: used.append(torch.backends.cudnn.enabled))
+    monkeypatch.setattr(torch.backends.cudnn, "enabled", True)
+    with torch.no_grad():
+        state = learner.adapt(rows().support)
+        learner.predict(state, rows().query.x)
+    assert used == [training, training, True]  # two steps that need a gradient, and an answer that does not
+    assert torch.backends.cudnn.enabled
+
+
 # Adapting without an outer gradient.
 
 

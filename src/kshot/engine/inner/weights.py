@@ -66,7 +66,7 @@ def call(module: nn.Module, weights: Weights, x: Tree) -> tuple[Tensor, Weights]
     if writes_in_place(module):
         # Statistics that are written in place have no gradient, and may not ask for one.
         merged |= {k: b.detach().clone() for k, b in weights.buffers.items()}
-    with _second_derivatives(module) if _twice.get() else nullcontext():
+    with _second_derivatives(module) if _twice.get() else _first_derivatives(module):
         out = functional_call(module, merged, (x,))
     # functional_call writes replaced buffers back into the dict that it was given.
     return out, Weights(weights.params, {k: merged[k] for k in weights.buffers})
@@ -188,6 +188,20 @@ def _second_derivatives(module: nn.Module) -> Iterator[None]:
     finally:
         torch.backends.cudnn.enabled = cudnn
         torch.backends.mkldnn.enabled = onednn  # pyright: ignore[reportAttributeAccessIssue]
+
+
+@contextmanager
+def _first_derivatives(module: nn.Module) -> Iterator[None]:
+    # Of recurrent layers that do not train, cuDNN has not even a first derivative, which adapting a network needs.
+    cudnn = torch.backends.cudnn.enabled
+    resting = (m for m in module.modules() if isinstance(m, nn.RNNBase) and not m.training)
+    torch.backends.cudnn.enabled = cudnn and not (
+        torch.is_grad_enabled() and any(_kind_without(m) == RECURRENT for m in resting)
+    )
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.enabled = cudnn
 
 
 class _Seeing(TorchFunctionMode):
