@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from kshot.engine.config import TrainConfig
 from kshot.experiment.config import BackboneConfig, EvalConfig, RunConfig, TaskConfig
+from kshot.experiment.recipes.omniglot import rows
 from kshot.experiment.recipes.recipe import Recipe, Row
 
 _NTM = "Graves, Wayne, Danihelka, 2014, arXiv:1410.5401"
@@ -223,11 +224,13 @@ _MANN = Recipe(
         _instance("2nd", 2, 0.828, 0.828),
         _instance("5th", 5, 0.949, 0.949),
         _instance("10th", 10),
+        *rows(n_way=5),
     ),
     protocol="Pixels straight into the controller; sequences of ten examples of each of five classes, mixed, judged at "
     "every step. 640,000 sequences by Adam, 16 at a time, its rate falling to zero by a cosine; the paper has "
     "100,000 episodes by RMSProp. The best step by accuracy from one example of each class on meta_val is tested. "
-    "Training images are turned, sheared, scaled and shifted a little; the paper turns and shifts them.",
+    "Training images are turned, sheared, scaled and shifted a little; the paper turns and shifts them. Rows of ways and "
+    "shots: queries alone, each behind the support.",
 )
 
 _MISHRA = "Mishra et al. 2018, arXiv:1707.03141, Table 1"
