@@ -35,7 +35,7 @@ from torch import Tensor, nn
 
 from kshot.core import Spec, Split, Tree, UserError, register
 from kshot.engine.implicit import Proximal, at_optimum
-from kshot.engine.inner import Inner, InnerLoop, Named, Weights, check_rate, named_rule, unrolled
+from kshot.engine.inner import FusedGradients, Inner, Named, Weights, check_rate, named_rule, unrolled
 
 
 @register(
@@ -43,7 +43,7 @@ from kshot.engine.inner import Inner, InnerLoop, Named, Weights, check_rate, nam
     family="gradient",
     paper="Rajeswaran, Finn, Kakade, Levine, Meta-Learning with Implicit Gradients, NeurIPS 2019, arXiv:1909.04630",
 )
-class IMAML(InnerLoop):
+class IMAML(FusedGradients):
     """MAML with implicit gradients.
 
     Args:

@@ -32,7 +32,7 @@ from torch import Tensor, nn
 
 from kshot.core import Episode, Spec, Split, UserError, register, task_loss, tree_map
 from kshot.core.registry import unknown
-from kshot.engine.inner import FusedInnerLoop, Inner, Weights, adam, check_rate, one_by_one, sgd, unrolled, weights_of
+from kshot.engine.inner import FusedGradients, Inner, Weights, adam, check_rate, sgd, unrolled, weights_of
 from kshot.nn.norm import collecting
 
 OPTIMISERS = ("adam", "sgd")
@@ -43,7 +43,7 @@ OPTIMISERS = ("adam", "sgd")
     family="gradient",
     paper="Nichol, Achiam, Schulman, On First-Order Meta-Learning Algorithms, 2018, arXiv:1803.02999",
 )
-class Reptile(FusedInnerLoop):
+class Reptile(FusedGradients):
     """Reptile.
 
     Args:
@@ -121,25 +121,6 @@ class Reptile(FusedInnerLoop):
             A scalar, and the weights with the buffers as the forward pass left them.
         """
         return super().support_loss(weights, _batch(support, step, self.inner_batch), step)
-
-    def kernels_know_steps(self) -> bool:
-        """Say that any steps will do: the method takes them itself, and kernels the gradient of each.
-
-        Returns:
-            True.
-        """
-        return True
-
-    def fused_losses(self, episodes: Episode) -> Tensor:
-        """Train on tasks one after the other, with compiled kernels for every inner step.
-
-        Args:
-            episodes: T episodes.
-
-        Returns:
-            (T,) losses.
-        """
-        return one_by_one(self, episodes)
 
     def outer_loss(self, episode: Episode) -> Tensor:
         """Loss of the trained weights on the queries; its gradient is phi - W, with W = U^k(phi) (section 2).

@@ -5,7 +5,7 @@
 ``fused`` has kernels for those that take plain steps.
 """
 
-from kshot.engine.inner.fused import FusedInnerLoop
+from kshot.engine.inner.fused import FusedGradients, FusedInnerLoop
 from kshot.engine.inner.learner import InnerLoop, check_rate, first_divergence, one_by_one
 from kshot.engine.inner.recompute import Random, recompute_is_on, recomputing, run_twice, unroll
 from kshot.engine.inner.rules import Rates, Rule, adam, clipped, momentum, named_rule, preconditioned, sgd
@@ -27,6 +27,7 @@ from kshot.engine.inner.weights import (
 
 __all__ = [
     "HEAD",
+    "FusedGradients",
     "FusedInnerLoop",
     "Inner",
     "InnerDivergence",

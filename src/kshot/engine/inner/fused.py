@@ -131,6 +131,32 @@ class FusedInnerLoop(InnerLoop):
         return torch.stack(steps).expand(settings.n_steps, -1)
 
 
+class FusedGradients(FusedInnerLoop):
+    """An inner loop of any steps, which it takes itself: of each, kernels compute the network and its first derivative.
+
+    No second derivative may be taken while ``outer_loss`` runs; those that its gradient takes later are as everywhere.
+    """
+
+    def kernels_know_steps(self) -> bool:
+        """Say that any steps will do.
+
+        Returns:
+            True.
+        """
+        return True
+
+    def fused_losses(self, episodes: Episode) -> Tensor:
+        """Take the outer losses one after the other.
+
+        Args:
+            episodes: T episodes.
+
+        Returns:
+            (T,) losses.
+        """
+        return one_by_one(self, episodes)
+
+
 def _norms_of_steps(named: dict[str, Tensor]) -> tuple[Tensor | None, dict[str, Tensor]]:
     # Scales and shifts with an axis of steps, (S, 8, 64), and all parameters without one.
     per_step = {k: p for k, p in named.items() if ".norm." in k and p.ndim == 2}
