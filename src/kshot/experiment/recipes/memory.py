@@ -236,37 +236,34 @@ _MANN = Recipe(
 _MISHRA = "Mishra et al. 2018, arXiv:1707.03141, Table 1"
 
 
-def _snail(n_way: int, n_query: int, n_tasks: int, published: float, least: float, **more: Any) -> Recipe:
+#: At 5 ways the loss went on falling while validation stood still: 95.7 % in the test after 64,000 plain tasks.
+_DISTORTED = (
+    " Every task is answered under five numberings of its classes; training images are turned, sheared, scaled and "
+    "shifted a little; the paper does neither."
+)
+
+
+def _snail(task: TaskConfig, published: float, least: float, *, steps: int = 8000, distorted: bool = False) -> Recipe:
     test = {"n_query": 1, "n_episodes": 1000}
-    distorted = more.get("distorted", False)
-    told = (
-        "Every task is answered under five numberings of its classes; training images are turned, sheared, scaled and "
+    train = TrainConfig(
+        steps=steps, outer_lr=1e-3, schedule="cosine", clip_norm=10.0, validate_every=500, checkpoint_every=250
     )
     return Recipe(
-        name=f"snail-omniglot-{n_way}-way",
+        name=f"snail-omniglot-{task.n_way}-way",
         paper="Mishra, Rohaninejad, Chen, Abbeel, ICLR 2018",
         config=RunConfig(
             "snail",
             "omniglot",
-            task=TaskConfig(n_way=n_way, n_shot=1, n_query=n_query, n_tasks=n_tasks),
+            task=task,
             evaluation=EvalConfig(eval_episodes=0, val_episodes=100),
-            train=TrainConfig(
-                steps=more.get("steps", 8000),
-                outer_lr=1e-3,
-                schedule="cosine",
-                clip_norm=10.0,
-                validate_every=500,
-                checkpoint_every=250,
-            ),
+            train=train,
             data_options={"augment": "affine"} if distorted else {},
-            options={"length": n_way + 1} | ({"relabels": 5} if distorted else {}),
+            options={"length": task.n_way + 1} | ({"relabels": 5} if distorted else {}),
         ),
-        rows=(Row(f"{n_way}-way 1-shot", published, least, _MISHRA, test),),
-        protocol=f"Inductive (running statistics). One training at {n_way}-way 1-shot, {n_tasks} tasks a step with "
-        f"{n_query} queries of each class (the paper: 32 of one query), by Adam, its rate falling to zero by a cosine. "
-        "The best step by accuracy on meta_val is tested. Rotations are new classes."
-        + f" {told}shifted a little; the paper does neither."
-        * distorted,
+        rows=(Row(f"{task.n_way}-way 1-shot", published, least, _MISHRA, test),),
+        protocol=f"Inductive (running statistics). One training at {task.n_way}-way 1-shot, {task.n_tasks} tasks a step "
+        f"with {task.n_query} queries of each class (the paper: 32 of one query), by Adam, its rate falling to zero by a "
+        "cosine. The best step by accuracy on meta_val is tested. Rotations are new classes." + _DISTORTED * distorted,
     )
 
 
@@ -290,8 +287,8 @@ _CNP = Recipe(
 RECIPES = (
     _CNP,
     _MANN,
-    _snail(5, 5, 8, 0.9907, 0.9807, steps=7000, distorted=True),
-    _snail(20, 2, 4, 0.9764, 0.9564),
+    _snail(TaskConfig(5, 1, 5, 8), 0.9907, 0.9807, steps=7000, distorted=True),
+    _snail(TaskConfig(20, 1, 2, 4), 0.9764, 0.9564),
     _ntm("ntm-copy", "copy", _COPY, 1e-4, **_LSTM),
     _ntm("ntm-copy-ff", "copy", _COPY_FF, 1e-4, **_FF),
     _ntm("ntm-copy-learned", "copy", _START, 1e-4, **_LSTM, memory_start="learned"),
