@@ -289,7 +289,7 @@ _CNP = Recipe(
 RECIPES = (
     _CNP,
     _MANN,
-    _snail(TaskConfig(5, 1, 5, 8), 0.9907, 0.9807, steps=7000, distorted=True),
+    _snail(TaskConfig(5, 1, 5, 8), 0.9907, 0.9807, steps=4500, distorted=True),
     _snail(TaskConfig(20, 1, 2, 4), 0.9764, 0.9564),
     _ntm("ntm-copy", "copy", _COPY, 1e-4, **_LSTM),
     _ntm("ntm-copy-ff", "copy", _COPY_FF, 1e-4, **_FF),
