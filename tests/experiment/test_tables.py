@@ -60,6 +60,8 @@ def test_kinds_of_inference_variants_and_heads_are_lines_of_their_own():
     maml = [_row("", "maml", 5, 1, 0.98, record=tests(True)), _row("", "maml", 5, 1, 0.96, record=tests(False))]
     heads = [_row("", head, 5, 1, 0.9, record={"n_episodes": 100}) for head in ("tim", "simpleshot")]
     heads.append(_row("", "hausdorff", 5, 1, 0.9, record={"n_query": 1}))
+    heads.append(_row("", "lstm", 5, 1, 0.4, record={"data_options": {"image_size": 20, "augment": "affine"}}))
+    heads.append(_row("", "ntm", 5, 1, 0.4, record={"data_options": {"image_size": 28, "augment": "none"}}))
     text = omniglot_table({**_result("fomaml-omniglot", *maml), **_result("heads-omniglot", *heads)}, recipes())
     lines = [one for one in text.splitlines() if one.startswith("| [`maml`]")]
     assert len(lines) == 2
@@ -68,6 +70,8 @@ def test_kinds_of_inference_variants_and_heads_are_lines_of_their_own():
     assert _line(text, "| [`tim`]")[0] == "[`tim`](methods/tim.md), 100 tasks"
     assert _line(text, "| [`tim`]")[-1] == "as `baseline`"
     assert _line(text, "| [`hausdorff`]")[0] == "[`hausdorff`](methods/hausdorff.md), queries: 1 a class"
+    assert _line(text, "| [`lstm`]")[0] == "[`lstm`](methods/lstm.md), 20 × 20, distorted images"
+    assert _line(text, "| [`ntm`]")[0] == "[`ntm`](methods/ntm.md)"
 
 
 def test_numbers_of_queries_are_lines_of_their_own_and_a_milestone_is_none():

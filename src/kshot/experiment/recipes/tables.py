@@ -142,8 +142,10 @@ def _place(lines: dict[_Line, dict[tuple[int, int], dict[str, Any]]], recipe: st
     if "instances" in first or setting not in SETTINGS or first["data"] != "omniglot":
         return
     variants = [text for name, text in _VARIANTS.items() if first.get("options", {}).get(name)]
-    side = first.get("data_options", {}).get("image_size", _SIDE)
+    data = first.get("data_options", {})
+    side = data.get("image_size", _SIDE)
     variants += [f"{side} × {side}"] if side != _SIDE else []
+    variants += ["distorted images"] if data.get("augment", "none") != "none" else []
     who = (recipe, first["algorithm"], first["transductive"], ", ".join(variants))
     line = _Line(*who, first["n_episodes"], first["n_query"])
     lines.setdefault(line, {})[setting] = row
