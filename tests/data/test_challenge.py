@@ -12,7 +12,7 @@ from PIL import Image
 
 from kshot.algorithms import Hausdorff, Nearest
 from kshot.core import UserError, generator
-from kshot.data import catalog, challenge
+from kshot.data import catalog, challenge, omniglot
 from kshot.evaluation import evaluate
 
 
@@ -95,6 +95,23 @@ def test_sizes_and_splits(source: challenge.ChallengeTasks, packed: Path) -> Non
         challenge.challenge_tasks("meta_test", name="x", root=packed.parents[1], image_size=30)  # pyright: ignore[reportArgumentType]
     with pytest.raises(UserError, match="unknown split of omniglot_challenge 'meta_train'"):
         catalog.open_source("omniglot_challenge", "meta_train", n_way=5, n_shot=1, n_query=1)
+
+
+@pytest.mark.needs_data
+def test_the_characters_of_the_runs_are_named(data_root: Path) -> None:
+    """By their drawings, which Omniglot has under the names of the characters."""
+    archives = [data_root / part.path for part in (challenge.RUNS, omniglot.EVALUATION)]
+    if not all(path.exists() for path in archives):
+        pytest.skip("needs omniglot/all_runs.zip and omniglot/images_evaluation.zip below KSHOT_DATA")
+    runs, known = challenge.decode(archives[0]).drawings, omniglot.decode(archives[1])
+    names = {
+        bits.tobytes(): f"{alphabet}/{character}"
+        for bits, (alphabet, character, _) in zip(known.bits.numpy(), known.paths, strict=True)
+    }
+    shown = [names[bits.tobytes()] for bits in runs.bits.view(20, 2, 20, 105, 14)[:, 0].flatten(0, 1).numpy()]
+    for k, (alphabet, numbers) in enumerate(challenge.CHARACTERS.items()):
+        expected = {f"{alphabet}/character{n}" for n in numbers.split()}
+        assert {*shown[40 * k : 40 * k + 20]} == {*shown[40 * k + 20 : 40 * k + 40]} == expected
 
 
 @pytest.mark.slow

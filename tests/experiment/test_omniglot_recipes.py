@@ -10,7 +10,7 @@ from kshot.core import Spec, generator, methods
 from kshot.data.catalog import dataset
 from kshot.data.challenge import ChallengeTasks
 from kshot.engine.train import TrainConfig
-from kshot.evaluation.scores import Scores
+from kshot.evaluation.scores import Scores, compare
 from kshot.evaluation.statistics import over_seeds
 from kshot.experiment.build import build_learner, open_training, resolve
 from kshot.experiment.config import BackboneConfig, EvalConfig, RunConfig, TaskConfig, typed
@@ -137,14 +137,26 @@ def test_the_seeds_answer_together_and_images_are_looked_at_again(base, tmp_path
     assert len({r["episodes_sha256"] for r in (*apart, *views, *together)}) == 1
 
 
-def test_the_interval_of_the_challenge_is_over_its_runs():
+def test_the_interval_of_the_challenge_is_over_its_alphabets():
+    """Runs 1 and 2 have the same characters, and so have 3 and 4, ...: there are ten independent draws, no twenty."""
     right = (torch.arange(400) % 20 < torch.arange(20).repeat_interleave(20)).double()
     scores = Scores("accuracy", {"accuracy": right}, None, 0, 1.0, "", ChallengeTasks.run_length)
-    assert scores.estimate.ci95 == pytest.approx(over_seeds([i / 20 for i in range(20)]).ci95)
+    assert scores.estimate.ci95 == pytest.approx(over_seeds([(2 * i + 0.5) / 20 for i in range(10)]).ci95)
     assert scores.runs is not None
-    assert scores.runs[:3].tolist() == [0.0, 0.05, 0.1]
+    assert scores.runs.tolist() == pytest.approx([(2 * i + 0.5) / 20 for i in range(10)])
     few = dataclasses.replace(scores, per_episode={"accuracy": right[:390]})
     assert few.runs is None, "a run that is cut short is no run"
+
+
+def test_learners_are_compared_over_alphabets_too():
+    """Trials of one alphabet go wrong together: 400 of them tell no more than ten do."""
+    by_alphabet = torch.tensor([0.3, -0.3, 0.3, -0.3, 0.2, -0.2, 0.2, -0.1, -0.1, 0.1])
+    one = Scores("accuracy", {"accuracy": torch.zeros(400).double()}, None, 0, 1.0, "", ChallengeTasks.run_length)
+    other = dataclasses.replace(one, per_episode={"accuracy": by_alphabet.repeat_interleave(40).double()})
+    found = compare(other, one)
+    assert found.difference.n == 10
+    assert found.difference.ci95 == pytest.approx(over_seeds(by_alphabet).ci95)
+    assert found.p_value > 0.5
 
 
 @pytest.mark.parametrize("scheme", ["full", "small1", "small2"])

@@ -9,10 +9,14 @@ from kshot.core import Episode, Spec, Split, UserError
 from kshot.data import TaskSource
 from kshot.engine.checkpoint import Checkpoints
 from kshot.engine.train import TrainConfig
+from kshot.evaluation.draw import TEST, VALIDATION, Draw
+from kshot.evaluation.record import read_record
+from kshot.experiment import build as build_module
 from kshot.experiment import run as run_module
-from kshot.experiment.build import build_learner, open_split, resolve
-from kshot.experiment.config import BackboneConfig, EvalConfig, RunConfig, TaskConfig, load_config
-from kshot.experiment.run import evaluate_run, load_run, train_run
+from kshot.experiment.build import build_learner, open_split, open_training, resolve
+from kshot.experiment.config import BackboneConfig, DeviceConfig, EvalConfig, RunConfig, TaskConfig, load_config
+from kshot.experiment.run import evaluate_run, load_run, train_run, validated_on
+from kshot.experiment.untrained import evaluate_untrained
 
 TINY = RunConfig(
     "maml",
@@ -208,3 +212,111 @@ def test_a_validation_with_infinite_answers_does_not_end_a_training(tmp_path):
     assert outcome.progress.stopped == "done"
     assert outcome.progress.best is None
     assert any("validation at step 3" in message for message in warnings)
+
+
+def test_the_result_names_the_step_of_its_weights(tmp_path):
+    trained = train_run(TINY, tmp_path / "a")
+    kept = read_record(tmp_path / "a" / "result.json")
+    assert kept.extra["steps_trained"] == trained.progress.best_step
+    assert kept.extra["steps_trained"] == evaluate_run(tmp_path / "a", n_episodes=3)[3].extra["steps_trained"]
+
+
+def test_validation_of_made_data_has_tasks_that_no_test_has():
+    """A formula has no splits, so that one seed would give both the same tasks; images are apart as they are."""
+    waves, drawn = (open_split(config, "meta_val") for config in (TINY, GLYPHS))
+    assert Draw(waves, 4, 1, VALIDATION).stream != Draw(waves, 4, 1).stream
+    first = {stream: next(Draw(waves, 4, 1, stream).chunks(4)).episodes.query.x for stream in (TEST, VALIDATION)}
+    assert not torch.equal(first[TEST], first[VALIDATION])
+    assert Draw(drawn, 4, 1, VALIDATION).stream == TEST
+    assert validated_on(TINY)["stream"] == VALIDATION
+
+
+def test_what_defines_the_validation_does_not_change_within_a_run(tmp_path):
+    """Else the best of one kind of task would be compared with those of another."""
+    train_run(GLYPHS, tmp_path / "a")
+    longer = dataclasses.replace(GLYPHS.train, steps=9)
+    other = dataclasses.replace(GLYPHS, train=longer, evaluation=dataclasses.replace(GLYPHS.evaluation, eval_n_way=2))
+    with pytest.raises(UserError, match="eval_n_way"):
+        train_run(other, tmp_path / "a", resume=True)
+    more = dataclasses.replace(GLYPHS, evaluation=dataclasses.replace(GLYPHS.evaluation, eval_episodes=8))
+    assert train_run(more, tmp_path / "a", resume=True).scores.n_episodes == 8
+
+
+def test_fewer_steps_than_are_done_are_refused(tmp_path):
+    train_run(TINY, tmp_path / "a")
+    before = (tmp_path / "a" / "config.toml").read_text()
+    fewer = dataclasses.replace(TINY, train=dataclasses.replace(TINY.train, steps=3))
+    with pytest.raises(UserError, match="has trained 6 steps already"):
+        train_run(fewer, tmp_path / "a", resume=True)
+    assert (tmp_path / "a" / "config.toml").read_text() == before
+
+
+def test_a_head_that_cannot_be_tested_is_found_before_training(tmp_path):
+    config = dataclasses.replace(GLYPHS, algorithm="maml", data_options={"n_way_range": (2, 5)})
+    with pytest.raises(UserError, match="built for 5 outputs, got tasks with 3"):
+        train_run(config, tmp_path / "a")
+    assert not (tmp_path / "a").exists()
+
+
+def test_validation_on_what_is_trained_on_is_said(tmp_path, monkeypatch):
+    monkeypatch.setattr(run_module, "_seen", lambda trained, source: 7)
+    told = []
+    train_run(GLYPHS, tmp_path / "a", on_event=lambda name, step, v: told.append(v) if name == "warning" else None)
+    assert any("classes of the validation are trained on" in v["message"] for v in told)
+
+
+class _Named(TaskSource):
+    def __init__(self, name, *classes, drawn=()):
+        self.name, self.classes, self._drawn = name, classes, drawn
+
+    @property
+    def drawn_from(self):
+        return frozenset(self._drawn or self.classes)
+
+    def plan(self, n_tasks, generator):
+        raise NotImplementedError
+
+    def episodes(self, plan):
+        raise NotImplementedError
+
+
+def test_what_was_trained_on_is_found_in_a_test():
+    trained = _Named("omniglot", "Latin/character01", "Latin/character02 @90", "Greek/character01")
+    assert run_module._seen(trained, _Named("omniglot", "Latin/character01", "Latin/character02")) == 1
+    drawn = ("Latin/character01", "Latin/character02", "Tibetan/character01")
+    assert run_module._seen(trained, _Named("omniglot_challenge", "run01/class01", drawn=drawn)) == 2
+    assert run_module._seen(trained, _Named("glyphs", "Latin/character01")) == 0
+
+
+def test_a_test_on_other_data_says_what_was_trained_on(tmp_path, monkeypatch):
+    train_run(GLYPHS, tmp_path / "a")
+    assert "train_data" not in evaluate_run(tmp_path / "a", n_episodes=3)[3].extra
+    monkeypatch.setattr(run_module, "open_split", lambda config, split, **asked: open_split(GLYPHS, split))
+    extra = evaluate_run(tmp_path / "a", data="omniglot", n_episodes=3)[3].extra
+    assert (extra["train_data"], extra["train_data_options"]) == ("glyphs", {})
+
+
+def test_fixed_tasks_cannot_be_asked_for_otherwise():
+    fixed = _Named("challenge")
+    fixed.spec, fixed.n_shot, fixed.n_query = Spec("classification", (1, 28, 28), 20), 1, 1
+    build_module._check_asked(fixed, {"n_way": 20, "n_query": 1})
+    with pytest.raises(UserError, match="fixed: expected n_way 20, got 5"):
+        build_module._check_asked(fixed, {"n_way": 5})
+
+
+def test_shares_of_tasks_are_asked_of_what_learns_nothing():
+    config = RunConfig("nearest", "glyphs", data_options={"within_group": 1.0})
+    _, source, _, record = evaluate_untrained(config, n_way=3, n_episodes=3)
+    assert source.sampler.within_group == 1.0
+    assert record.extra["data_options"] == {"within_group": 1.0}
+
+
+def test_a_plain_classifier_takes_no_shares_of_tasks():
+    with pytest.raises(UserError, match="within_group and ranges"):
+        open_training(RunConfig("baseline", "glyphs", data_options={"within_group": 1.0}))
+
+
+@pytest.mark.parametrize("bad", [lambda: DeviceConfig(threads=-1), lambda: BackboneConfig(n_filters=0)])
+def test_numbers_that_make_no_sense(bad):
+    with pytest.raises(UserError, match="expected"):
+        bad()

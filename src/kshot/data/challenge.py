@@ -121,6 +121,21 @@ RUNS = store.Archive(
 )
 
 
+#: The characters of runs 1 and 2, of 3 and 4, and so on: two runs have the same 20. The archive does not name them.
+CHARACTERS = {
+    "Atlantean": "01 02 03 04 05 07 08 09 10 13 14 16 19 20 21 22 23 24 25 26",
+    "Ge_ez": "01 02 03 04 05 06 08 09 10 12 14 15 16 17 18 20 21 23 24 25",
+    "Glagolitic": "01 02 03 05 06 07 14 17 18 19 20 21 26 28 31 34 36 37 40 43",
+    "Gurmukhi": "03 06 07 08 09 13 14 15 16 17 22 25 26 29 31 32 33 38 43 44",
+    "Kannada": "01 03 05 08 11 12 13 14 19 20 21 23 25 26 27 28 33 35 40 41",
+    "Malayalam": "02 04 05 09 13 14 15 16 17 19 20 21 22 25 27 29 30 37 43 46",
+    "Manipuri": "03 04 06 08 09 11 12 13 15 17 19 21 22 25 29 33 35 36 37 39",
+    "Old_Church_Slavonic_(Cyrillic)": "02 04 05 06 07 08 09 11 12 13 14 15 23 24 25 30 33 41 44 45",
+    "Tengwar": "01 02 04 05 07 08 09 10 11 12 13 16 18 19 20 21 22 23 24 25",
+    "Tibetan": "01 02 03 05 06 07 08 09 11 13 14 15 21 22 24 33 35 36 38 41",
+}
+
+
 class ChallengeTasks(TaskSource):
     """The 400 trials, in their order.
 
@@ -131,7 +146,8 @@ class ChallengeTasks(TaskSource):
         name: the data set's name.
     """
 
-    n_fixed, run_length = N_RUNS * N_WAY, N_WAY
+    # Two runs have the same characters, so that there are ten independent draws: one of each alphabet.
+    n_fixed, run_length = N_RUNS * N_WAY, N_RUNS * N_WAY // len(CHARACTERS)
     #: What values of ``images`` are divided by.
     whole = 255
 
@@ -143,6 +159,11 @@ class ChallengeTasks(TaskSource):
         self.classes = tuple(f"run{r:02d}/class{c:02d}" for r in range(1, N_RUNS + 1) for c in range(1, N_WAY + 1))
         self.spec = Spec("classification", (1, image_size, image_size), N_WAY)
         self.n_shot, self.n_query = 1, 1
+
+    @property
+    def drawn_from(self) -> frozenset[str]:
+        """Names that the characters have in Omniglot."""
+        return frozenset(f"{a}/character{n}" for a, numbers in CHARACTERS.items() for n in numbers.split())
 
     @property
     def sha256(self) -> str:

@@ -25,7 +25,7 @@ class ClassBatches(TaskSource):
         tasks: few-shot tasks on images.
 
     Raises:
-        UserError: the source has no fixed classes of images.
+        UserError: the source has no fixed classes of images, or shapes its tasks in a way that batches have not.
     """
 
     shows_every_class = False
@@ -35,6 +35,11 @@ class ClassBatches(TaskSource):
             raise UserError(
                 f"expected images of fixed classes to train a plain classifier on, got {tasks.name} "
                 f"({type(tasks).__name__}); choose such data, or a method that is trained on episodes"
+            )
+        if tasks.sampler.within_group > 0 or tasks.varying:
+            raise UserError(
+                "within_group and ranges of ways and shots shape tasks, and a plain classifier is trained on batches "
+                "of all classes; leave them out, or choose a method that is trained on episodes"
             )
         self.tasks, self.name, self.classes = tasks, tasks.name, tasks.classes
         self.labels = tasks.images.all_labels()

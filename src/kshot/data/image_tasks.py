@@ -77,7 +77,7 @@ class ImageTasks(TaskSource):
             n_shot_range=n_shot_range,
             class_names=self.classes,
         )
-        self.transform, self.shuffle = transform, shuffle
+        self.transform, self.shuffle, self.turns_apart = transform, shuffle, turns_apart
         self.n_shot, self.n_query = self.sampler.n_shot, self.sampler.n_query
         self.varying = self.sampler.varying
         self.spec = Spec("classification", images.image_shape, self.sampler.n_way)

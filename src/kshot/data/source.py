@@ -49,6 +49,11 @@ class TaskSource(ABC):
     device: torch.device = torch.device("cpu")
 
     @property
+    def drawn_from(self) -> frozenset[str]:
+        """What the classes are called in the data set that they were taken from, whatever was done to them since."""
+        return frozenset(self.classes or ())
+
+    @property
     def sha256(self) -> str:
         """Hash of the decoded examples; empty where tasks are made by a formula."""
         return ""

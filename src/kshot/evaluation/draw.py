@@ -13,6 +13,8 @@ from kshot.core.tree import leaves
 from kshot.data.source import TaskSource
 
 BLOCK = 64
+#: Names of random streams: of the tasks of tests, and of those that choose the best weights.
+TEST, VALIDATION = "evaluate", "validate"
 
 
 class Drawn(NamedTuple):
@@ -34,6 +36,7 @@ class Draw:
         source: where tasks come from.
         n_episodes: E; of a source with a fixed number of tasks at most that.
         seed: of the stream.
+        stream: its name; "evaluate" is that of tests.
 
     Attributes:
         fingerprint: hash of the plans drawn so far; complete once ``chunks`` has been read to its end.
@@ -42,11 +45,13 @@ class Draw:
         UserError: no episodes are asked for.
     """
 
-    def __init__(self, source: TaskSource, n_episodes: int, seed: int) -> None:
+    def __init__(self, source: TaskSource, n_episodes: int, seed: int, stream: str = TEST) -> None:
         if n_episodes < 1:
             raise UserError(f"expected n_episodes >= 1, got {n_episodes}; 600 is usual")
         most = n_episodes if source.n_fixed is None else min(n_episodes, source.n_fixed)
         self.source, self.n_episodes, self.seed = source, most, seed
+        # Images have splits, which keep their tasks apart; what is made by a formula has streams alone.
+        self.stream = TEST if source.sha256 else stream
         self._hash = hashlib.sha256(f"{source.name}/{source.sha256}/{tuple(source.spec)}".encode())
 
     @property
@@ -80,7 +85,7 @@ class Draw:
                 yield Drawn(part, self.source.episodes(part))
 
     def _plans(self) -> Iterator[tuple[Tree, int]]:
-        stream = generator(self.seed, "evaluate")
+        stream = generator(self.seed, self.stream)
         for start in range(0, self.n_episodes, BLOCK):
             # A whole block is drawn even where the end of it is not needed: the stream must not depend on E.
             wanted = min(BLOCK, self.n_episodes - start)

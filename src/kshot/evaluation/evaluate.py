@@ -20,7 +20,7 @@ from kshot.core.episode import n_tasks, select, unbind
 from kshot.core.errors import NotFiniteError
 from kshot.data.source import TaskSource
 from kshot.evaluation import metrics
-from kshot.evaluation.draw import Draw
+from kshot.evaluation.draw import TEST, Draw
 from kshot.evaluation.scores import Curve, Scores, metric_of
 from kshot.evaluation.statistics import mean_ci95
 
@@ -47,6 +47,7 @@ def evaluate(
     *,
     n_episodes: int = 600,
     seed: int = 0,
+    stream: str = TEST,
     device: torch.device | str | None = None,
     batching: str = "auto",
     chunk: int | None = None,
@@ -61,6 +62,7 @@ def evaluate(
         source: the tasks.
         n_episodes: E.
         seed: of the episodes.
+        stream: of random numbers; that of a validation is another one, where data are made and have no splits.
         device: where to run; where the learner is if None.
         batching: "loop" (one task after the other), "vmap" (a chunk of tasks at once) or "auto": ``vmap`` where it is
             faster as a rule (everywhere but for convolutions on a CPU) and gives the loop's answers on a first task.
@@ -75,9 +77,8 @@ def evaluate(
             argument makes no sense.
     """
     where = device if device is not None else _device_of(learner)
-    scored = _score(
-        learner, source, lambda s: [learner.adapt(s)], n_episodes, seed, where, batching, chunk, on_progress
-    )
+    draw = Draw(source, n_episodes, seed, stream)
+    scored = _score(learner, lambda s: [learner.adapt(s)], draw, where, batching, chunk, on_progress)
     return Scores(
         metric=metric_of(source.spec.kind),
         per_episode={name: values[:, 0] for name, values in scored.per_episode.items()},
@@ -124,7 +125,7 @@ def accuracy_by_step(
     if listed is None:
         raise UserError(f"{type(learner).__name__} takes no inner steps: it has no `states` method to list them")
     where = device if device is not None else _device_of(learner)
-    scored = _score(learner, source, listed, n_episodes, seed, where, batching, chunk, on_progress)
+    scored = _score(learner, listed, Draw(source, n_episodes, seed), where, batching, chunk, on_progress)
     metric = metric_of(source.spec.kind)
     estimates = tuple(mean_ci95(column) for column in scored.per_episode[metric].unbind(1))
     return Curve("inner steps", metric, tuple(range(len(estimates))), estimates)
@@ -222,10 +223,8 @@ def evaluating(learner: nn.Module) -> Iterator[None]:
 
 def _score(
     learner: Learner,
-    source: TaskSource,
     states: States,
-    n_episodes: int,
-    seed: int,
+    draw: Draw,
     device: torch.device | str,
     batching: str,
     chunk: int | None,
@@ -233,11 +232,11 @@ def _score(
 ) -> _Scored:
     if batching not in BATCHINGS:
         raise UserError(f"batching must be one of {', '.join(BATCHINGS)}, got {batching!r}")
+    source = draw.source
     check_fits(learner, source.spec)
     started = time.perf_counter()
     learner.to(device)
     source.to(device)
-    draw = Draw(source, n_episodes, seed)
     parts: list[tuple[dict[str, Tensor], Tensor | None]] = []
     answer: _Answer | None = None
     done = 0
@@ -335,19 +334,20 @@ def _metrics(prediction: Tensor, y: Tensor) -> tuple[dict[str, Tensor], Tensor |
     return scores, metrics.confidence_bins(prediction, y).sum(0)
 
 
-def optimal_score(source: TaskSource, *, n_episodes: int, seed: int) -> float | None:
+def optimal_score(source: TaskSource, *, n_episodes: int, seed: int, stream: str = TEST) -> float | None:
     """Score the best possible answers, without a learner.
 
     Args:
         source: the tasks.
         n_episodes: how many.
         seed: of the episodes, as of ``evaluate``.
+        stream: see ``evaluate``.
 
     Returns:
         The mean of the main score; None where the source does not know the best.
     """
     found: list[Tensor] = []
-    for _, episodes in Draw(source, n_episodes, seed).chunks(CHUNK):
+    for _, episodes in Draw(source, n_episodes, seed, stream).chunks(CHUNK):
         scores = _optimal(source, episodes, 1)
         if not scores:
             return None

@@ -37,7 +37,7 @@ class Scores:
     @property
     def runs(self) -> Tensor | None:
         """The main number of each run, (E / run_length,); None where episodes are independent, or no two runs whole."""
-        return self._runs(self.metric)
+        return self.runs_of(self.metric)
 
     @property
     def n_episodes(self) -> int:
@@ -68,10 +68,18 @@ class Scores:
         """
         if name not in self.per_episode:
             raise UserError(f"unknown score {name!r}; this evaluation has {', '.join(self.per_episode)}")
-        runs = self._runs(name)
+        runs = self.runs_of(name)
         return mean_ci95(self.per_episode[name]) if runs is None else over_seeds(runs)
 
-    def _runs(self, name: str) -> Tensor | None:
+    def runs_of(self, name: str) -> Tensor | None:
+        """Average a score over runs of episodes that share their classes.
+
+        Args:
+            name: a key of ``per_episode``.
+
+        Returns:
+            (E / run_length,); None where episodes are independent, or no two runs whole.
+        """
         n, length = self.n_episodes, self.run_length
         whole = length > 1 and n % length == 0 and n > length
         return self.per_episode[name].view(-1, length).mean(1) if whole else None
@@ -126,7 +134,7 @@ def compare(first: Scores, second: Scores, name: str | None = None) -> Compariso
         name: which score; the main metric if None.
 
     Returns:
-        First minus second.
+        First minus second; where episodes come in runs that share their classes, over runs.
 
     Raises:
         UserError: the episodes are not identical, or one has no such score.
@@ -140,4 +148,5 @@ def compare(first: Scores, second: Scores, name: str | None = None) -> Compariso
     missing = [s.metric for s in (first, second) if name not in s.per_episode]
     if missing:
         raise UserError(f"both evaluations need the score {name!r}, got one of {missing[0]}; compare like with like")
-    return paired(first.per_episode[name], second.per_episode[name])
+    a, b = (s.per_episode[name] if (runs := s.runs_of(name)) is None else runs for s in (first, second))
+    return paired(a, b)

@@ -39,6 +39,9 @@ def open_split(config: RunConfig, split: str, *, root: Path | None = None, **ove
 
     Returns:
         The source, on the CPU.
+
+    Raises:
+        UserError: an override of tasks that are fixed.
     """
     t, e = config.task, config.evaluation
     shape = {"n_way": t.n_way, "n_shot": t.n_shot, "n_query": t.n_query}
@@ -57,7 +60,17 @@ def open_split(config: RunConfig, split: str, *, root: Path | None = None, **ove
         options.setdefault("shuffle", True)
     for name in options.keys() & known.keys():
         options[name] = typed(options[name], known[name].annotation, f"option {name} of {config.data}")
-    return open_source(config.data, split, root=root, **shape, **options)
+    source = open_source(config.data, split, root=root, **shape, **options)
+    if source.n_fixed is not None:
+        _check_asked(source, {k: v for k, v in overrides.items() if k in shape and v is not None})
+    return source
+
+
+def _check_asked(source: TaskSource, asked: dict[str, Any]) -> None:
+    there = {"n_way": source.spec.n_outputs, "n_shot": source.n_shot, "n_query": source.n_query}
+    for name, value in asked.items():
+        if value != there[name]:
+            raise UserError(f"the tasks of {source.name} are fixed: expected {name} {there[name]}, got {value}")
 
 
 def open_training(config: RunConfig, **opening: Any) -> TaskSource:

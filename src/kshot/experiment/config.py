@@ -93,6 +93,10 @@ class BackboneConfig:
     downsample: str = "pool"
     hidden: tuple[int, ...] = (40, 40)
 
+    def __post_init__(self) -> None:
+        if min(self.n_filters, *self.hidden) < 1:
+            raise UserError(f"expected widths of at least 1, got n_filters={self.n_filters} and hidden={self.hidden}")
+
 
 @dataclass(frozen=True)
 class DeviceConfig:
@@ -113,6 +117,10 @@ class DeviceConfig:
     precision: str = "32-true"
     threads: int = 0
     tensorboard: bool = False
+
+    def __post_init__(self) -> None:
+        if self.threads < 0:
+            raise UserError(f"expected threads >= 0, got {self.threads}; 0 is PyTorch's choice")
 
 
 @dataclass(frozen=True)

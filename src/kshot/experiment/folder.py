@@ -20,7 +20,8 @@ MAY_CHANGE = (
     "train.checkpoint_every",
     "train.log_every",
     "where.",
-    "evaluation.eval_",
+    "evaluation.eval_episodes",
+    "evaluation.eval_seed",
 )
 
 
@@ -57,6 +58,9 @@ def claim(out: Path, config: RunConfig, resume: bool, writes: bool) -> RunConfig
     changed = [d for d in differences(held, config) if not d.startswith(MAY_CHANGE)]
     if changed:
         raise UserError(f"{out} holds a run with other settings ({'; '.join(changed)}); resume it with its own")
+    done = max((step for step, _ in Checkpoints(out / "checkpoints").steps()), default=0)
+    if done > config.train.steps:
+        raise UserError(f"{out} has trained {done} steps already; ask for at least so many, or choose another --out")
     if writes:
         save_config(path, config)
     return config

@@ -26,7 +26,7 @@ def by_instance(
 
     Args:
         learner: any learner of classes.
-        source: whose images and number of ways are taken.
+        source: whose images, number of ways and share of tasks within a group are taken.
         n_instances: examples of each class.
         n_episodes: sequences.
         seed: of the sequences.
@@ -42,8 +42,15 @@ def by_instance(
         raise UserError(f"expected at least 2 instances of a class, got {n_instances}; the paper of MANN has 10")
     if not isinstance(source, ImageTasks):
         raise UserError(f"expected a data set of images in classes to count instances, got {source.name}")
-    n_way = source.spec.n_outputs
-    mixed = ImageTasks(source.images, name=source.name, n_way=n_way, n_shot=1, n_query=n_instances - 1)
+    mixed = ImageTasks(
+        source.images,
+        name=source.name,
+        n_way=source.spec.n_outputs,
+        n_shot=1,
+        n_query=n_instances - 1,
+        within_group=source.sampler.within_group,
+        turns_apart=source.turns_apart,
+    )
     return accuracy_by_instance(
         learner, mixed.to(source.device), n_episodes=n_episodes, seed=seed, on_progress=on_progress
     )

@@ -27,7 +27,8 @@ from kshot.engine.checkpoint import Checkpoints, load_tree
 from kshot.engine.distributed import make_fabric, resolve_device
 from kshot.engine.log import CsvLog, Log, TensorBoardLog
 from kshot.engine.train import Progress, Trainer
-from kshot.evaluation.evaluate import evaluate
+from kshot.evaluation.draw import VALIDATION
+from kshot.evaluation.evaluate import check_fits, evaluate
 from kshot.evaluation.record import Record, record_of
 from kshot.evaluation.scores import Scores, higher_is_better
 from kshot.experiment.build import build_learner, check_shapes, open_split, open_training, resolve
@@ -120,11 +121,16 @@ def train_run(
     val = open_split(config, "meta_val", **opening).to(fabric.device)
     test = open_split(config, "meta_test", **opening) if config.evaluation.eval_episodes else None
     learner = build_learner(config, source.spec)
+    for other in (val, test):
+        if other is not None:
+            check_fits(learner, other.spec)
     loader = _loader(source, config, fabric)
     config = claim(out, config, resume, writes=fabric.is_global_zero)
     tell("built", 0, {"config": config, "learner": learner})
     if warning := memory_warning(learner, source, training=True):
         tell("warning", 0, {"message": warning})
+    if config.train.validate_every and _seen(source, val):
+        tell("warning", 0, {"message": "classes of the validation are trained on; --validate-every 0 leaves it out"})
     with taken(out, new=not resume):
         trainer = Trainer(
             learner,
@@ -140,8 +146,8 @@ def train_run(
     if progress.stopped == "interrupted" or test is None or not fabric.is_global_zero:
         return Outcome(config, learner, progress, None, None)
     tell("test", progress.step, {})
-    load_weights(learner, out)
-    scores, record = score_run(learner, config, test, progress, on_progress, command)
+    step = load_weights(learner, out)
+    scores, record = score_run(learner, config, test, progress, step, on_progress, command)
     record.write(out / "result.json")
     return Outcome(config, learner, progress, scores, record)
 
@@ -176,9 +182,9 @@ def validated_on(config: RunConfig) -> dict[str, Any]:
         config: its settings.
 
     Returns:
-        n_episodes and seed, as ``evaluate`` takes them; not those of the test.
+        n_episodes, seed and stream, as ``evaluate`` takes them; not those of the test, at any seed.
     """
-    return {"n_episodes": config.evaluation.val_episodes, "seed": config.train.seed + 1}
+    return {"n_episodes": config.evaluation.val_episodes, "seed": config.train.seed + 1, "stream": VALIDATION}
 
 
 def _validation(learner: Learner, source: TaskSource, config: RunConfig) -> float:
@@ -305,7 +311,7 @@ def evaluate_run(
     """
     where = resolve_device(device)
     opening: dict[str, Any] = {"root": root, "on_progress": on_download}
-    config = run_config(run)
+    config = held = run_config(run)
     trained = open_training(config, **opening)
     network = config.network
     if normalisation is not None:
@@ -320,9 +326,10 @@ def evaluate_run(
     config = dataclasses.replace(config, data_options={**config.data_options, **(data_options or {})})
     learner = learner.to(where).eval()
     scores = scorer(learner, source, n_episodes=n_episodes, seed=seed, on_progress=on_progress)
-    # Two schemes may split the same classes differently: then a test can hold what was trained on.
-    seen = len(set(trained.classes or ()) & set(source.classes or ())) if trained.name == source.name else 0
+    seen = _seen(trained, source)
     extra |= {"classes_seen_in_training": seen} if seen else {}
+    if config.data != held.data:
+        extra |= {"train_data": held.data, "train_data_options": held.data_options}
     record = record_of(
         scores, learner, source, algorithm=config.algorithm, split=split, **_about(config, step), **extra
     )
@@ -334,6 +341,7 @@ def score_run(
     config: RunConfig,
     source: TaskSource,
     progress: Progress,
+    step: int,
     on_progress: Callable[[int, int], None] | None = None,
     command: str = "",
 ) -> tuple[Scores, Record]:
@@ -344,6 +352,7 @@ def score_run(
         config: its settings.
         source: of the test.
         progress: of the outer loop.
+        step: that the weights are of.
         on_progress: told (done, all) episodes.
         command: that was typed, for the record.
 
@@ -353,10 +362,25 @@ def score_run(
     e = config.evaluation
     source.to(next(learner.parameters()).device)
     scores = evaluate(learner, source, n_episodes=e.eval_episodes, seed=e.eval_seed, on_progress=on_progress)
-    extra = {"train_seconds": round(progress.seconds, 1), **_about(config, progress.step)}
+    extra = {"train_seconds": round(progress.seconds, 1), **_about(config, step)}
     if command:
         extra["command"] = command
     return scores, record_of(scores, learner, source, algorithm=config.algorithm, split="meta_test", **extra)
+
+
+def _seen(trained: TaskSource, source: TaskSource) -> int:
+    """Count the classes of a test that were trained on: two schemes may split the same classes differently.
+
+    Returns:
+        Their number; 0 where the two are different data sets.
+    """
+    if trained.name == source.name:
+        return len(set(trained.classes or ()) & set(source.classes or ()))
+    if {trained.name, source.name} != {"omniglot", "omniglot_challenge"}:
+        return 0
+    # A quarter turn of a character is another class, but what is tested is then one that was trained on upright.
+    known, asked = ({name.partition(" @")[0] for name in s.drawn_from} for s in (trained, source))
+    return len(known & asked)
 
 
 def _about(config: RunConfig, step: int) -> dict[str, Any]:

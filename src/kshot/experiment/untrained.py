@@ -59,6 +59,8 @@ def evaluate_untrained(
             f"{config.algorithm} has to be trained first: kshot train {config.algorithm} --data {config.data} --out RUN"
         )
     shape = {"n_way": n_way, "n_shot": n_shot, "n_query": n_query}
+    # There is no training that ranges and shares could shape: what is asked for is asked of the test.
+    shape |= config.data_options
     source = open_split(config, split, root=root, on_progress=on_download, **shape).to(resolve_device(device))
     config = resolve(config, source.spec)
     learner = build_learner(config, source.spec).eval()

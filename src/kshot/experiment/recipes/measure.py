@@ -70,7 +70,7 @@ def measure(row: Row, runs: Sequence[Path], root: Path | None) -> Record | Miles
         The record of a test; or, for a row "until" a cost or "reached" accuracy, when its validation met it. Of a row
         with "excess" the number is what it costs more than the best possible answers, each sequence beside itself; of a
         row with "instance", accuracy at that example of a class, of ten. On the challenge of Omniglot the interval is
-        one over its 20 runs.
+        one over its ten alphabets.
     """
     test, run = dict(row.test), runs[0]
     if "head" in test:
@@ -104,12 +104,18 @@ def _scorer(n_views: int, runs: Sequence[Path], root: Path | None) -> Callable[.
     return score
 
 
+_OF_EPISODES = ("per_episode", "calibration_bins", "ece", "nll", "brier")
+
+
 def _at_instance(instance: int, test: dict[str, Any], run: Path, root: Path | None) -> Record:
     learner, source, _, record = evaluate_run(run, root=root, **{**test, "n_episodes": 2})
     found = by_instance(learner, source, N_INSTANCES, n_episodes=test["n_episodes"])
     at = mean_ci95(found.scores(instance).per_episode["accuracy"])
-    kept = {k: v for k, v in told(record, found).extra.items() if k not in ("per_episode", "calibration_bins", "ece")}
-    return replace(record, mean=at.mean, ci95=at.ci95, n_episodes=test["n_episodes"], extra=kept)
+    # Of the two episodes before, which are there to load the run, nothing may stay.
+    kept = {k: v for k, v in told(record, found).extra.items() if k not in _OF_EPISODES}
+    kept["episodes_sha256"] = found.fingerprint
+    n_episodes, seconds = test["n_episodes"], round(found.seconds, 3)
+    return replace(record, mean=at.mean, ci95=at.ci95, n_episodes=n_episodes, seconds=seconds, extra=kept)
 
 
 def milestone(run: Path, below: float) -> Milestone:

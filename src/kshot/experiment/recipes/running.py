@@ -55,14 +55,20 @@ def reproduce(
     Returns:
         The result as a JSON object: rows with published, least, measured and verdict.
 
+    Raises:
+        UserError: a seed is named twice.
     """
+    if len(set(seeds)) < len(seeds):
+        raise UserError(f"expected seeds that differ, got {' '.join(map(str, seeds))}; each is a training of its own")
     learns = method(found.config.algorithm).learner.trained_on != "nothing"
     home = out.parent / found.stands_on if found.stands_on else out
     runs, seconds = [], []
     measured: list[list[Record | Milestone]] = [[] for _ in found.rows]
     for seed in seeds if learns else ():
-        runs.append(home / f"seed-{seed}")
         config = _config(found, seed, steps, threads)
+        # A first look is a run of its own: its rate fell along other steps.
+        short = f"-steps-{steps}" if config.train.steps != found.config.train.steps else ""
+        runs.append(home / f"seed-{seed}{short}")
         seconds.append(_train(config, runs[-1], root=root, fabric=fabric, on_event=on_event))
         for row, records in zip(found.rows, measured, strict=True):
             if "together" not in row.test:

@@ -198,7 +198,10 @@ def challenge_table(results: Results, known: Recipes) -> str:
         # Of one training, what the seeds answer together would be its own answers once more.
         ours = [row for row in ours if "together" not in row["name"] or len(results[name]["seeds"]) > 1]
         made += [_challenge_line(known[name], row, results[name]) for row in ours]
-    made += ["", "Error in % with the 95% interval over the 20 runs, or over seeds where that is larger. " + _MEMORY]
+    made += [
+        "",
+        "Error in % with the 95% interval over the ten alphabets, or over seeds where that is larger. " + _MEMORY,
+    ]
     return "\n".join(made + without_record(asked, results)) + "\n"
 
 
