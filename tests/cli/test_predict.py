@@ -201,3 +201,31 @@ def test_columns_in_another_order(kshot, table_model, tmp_path):
     kshot("predict", table_model, turned, "--out", tmp_path / "a.csv")
     kshot("predict", table_model, write_table(tmp_path / "new.csv", found, ""), "--out", tmp_path / "b.csv")
     assert (tmp_path / "a.csv").read_text() == (tmp_path / "b.csv").read_text()
+
+
+def test_own_files_are_not_written_over(kshot, refused, table_model, tmp_path):
+    own = tmp_path / "own.csv"
+    own.write_text("input,price,label\n1,2,a\n")
+    assert "something else than the predictions" in refused("predict", table_model, own, "--out", own)
+    new, made = write_table(tmp_path / "new.csv", rows(2), label=""), tmp_path / "p.csv"
+    assert kshot("predict", table_model, new, "--out", made).status == 0
+    twice = tmp_path / "x"
+    for command in (
+        ("predict", table_model, made, "--out", made),
+        ("predict", table_model, new, "--out", twice, "--report", twice),
+        ("fit", own, "--out", twice, "--report", twice),
+    ):
+        assert "expected different files" in refused(*command)
+    assert "something else than the facts" in refused("info", table_model, "--json", table_model)
+    assert own.read_text() == "input,price,label\n1,2,a\n"
+    assert not twice.exists()
+
+
+def test_a_class_called_unknown(kshot, mine, tmp_path):
+    strange = write_table(tmp_path / "strange.csv", rows(6, ("stranger",)), label="")
+    assert kshot("add", mine, "--class", "unknown", strange).status == 0
+    far = tmp_path / "far.csv"
+    far.write_text(",".join(COLUMNS) + "\n-90,90,-90\n90,-90,90\n")
+    ran = kshot("predict", mine, far, "--unknown-rate", "0.6", "--out", tmp_path / "p.csv")
+    assert ran.status == 0, ran.err
+    assert "none of these" in {line["label"] for line in read(tmp_path / "p.csv")}

@@ -85,6 +85,13 @@ def test_another_algorithm_over_a_config_leaves_its_options_out_and_says_so(sinu
     assert "options of maml" in request.notes[0]
 
 
+@pytest.mark.parametrize("flags", [("--config", "{run}/config.toml"), ("--data", "glyphs")])
+def test_an_algorithm_behind_flags_is_refused(refused, sinusoid_run, flags):
+    """Else the one of the file would be trained."""
+    typed = [f.format(run=sinusoid_run) for f in flags]
+    assert "algorithm before all flags, got 'protonet'" in refused("train", *typed, "protonet")
+
+
 def test_a_config_repeats_a_run_bit_by_bit(kshot, sinusoid_run, tmp_path):
     ran = kshot("train", "--config", sinusoid_run / "config.toml", "--out", tmp_path / "again")
     assert ran.status == 0

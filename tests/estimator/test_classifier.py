@@ -391,3 +391,45 @@ def test_adding_to_77_classes_takes_less_than_50_ms(head: str) -> None:
     finally:
         torch.set_num_threads(threads)
     assert min(seconds) < 0.05, seconds
+
+
+def test_two_shots_of_each_class_tell_strangers() -> None:
+    """Leaving one of every two out at once would leave no width to measure strangers, or probabilities, by."""
+    x, y = clusters(10, 2, dim=16)
+    model = FewShotClassifier(head="prototypes", unknown_rate=0.1).fit(x, y)
+    new, truth = clusters(10, 20, dim=16, seed=1)
+    far = np.random.default_rng(5).normal(size=(50, 16)) * 20
+    assert (model.predict(far) == -1).mean() > 0.9
+    assert (model.predict(new) == -1).mean() < 0.5
+    p = model.predict_proba(new)[np.arange(len(truth)), truth]
+    assert -np.log(np.maximum(p, 1e-30)).mean() < 1.0
+
+
+def test_calibrating_after_classes_were_added() -> None:
+    x, y = clusters(8, 8)
+    two = y < 2
+    model = FewShotClassifier(head="ridge", kind="vector").fit(x[two], y[two])
+    for label in range(2, 8):
+        model.add_class(label, x[y == label])
+    stale = model.fit_.reference
+    model.calibrate()
+    anew = FewShotClassifier(head="ridge", kind="vector").fit(x, y)
+    assert len(model.fit_.reference) == 64 > len(stale)
+    torch.testing.assert_close(model.fit_.reference, anew.fit_.reference)
+    if model.fit_.head.strength == anew.fit_.head.strength:
+        assert model.fit_.temperature == pytest.approx(anew.fit_.temperature, rel=1e-3)
+
+
+@pytest.mark.parametrize("missing", [float("nan"), None, 3])
+def test_a_missing_label_or_a_number_among_texts_is_refused(missing: Any) -> None:
+    labels = ["a", "a", "a", "b", "b", missing]
+    with pytest.raises((UserError, ValueError), match=r"NaN|a label for each|one type"):
+        FewShotClassifier().fit(clusters(2, 3)[0], labels)
+
+
+def test_columns_of_vectors() -> None:
+    pd = pytest.importorskip("pandas", reason="needs pandas")
+    x, y = clusters()
+    column = pd.Series(list(x), index=range(7, 7 + len(x)))
+    model = FewShotClassifier().fit(column, y)
+    np.testing.assert_array_equal(model.predict(column), FewShotClassifier().fit(x, y).predict(x))

@@ -85,6 +85,8 @@ def test_one_shot_of_each_class_vouches_for_nothing():
     z, y = shots()[0][[0, 6]], torch.arange(2)
     assert bool(torch.isfinite(Familiarity.of(z, y, 2).strangeness(z)).all())
     assert len(held_out_strangeness(z, y, 2, [])) == 0
+    three = torch.cat([z, z[:1] + 0.1])
+    assert len(held_out_strangeness(three, torch.tensor([0, 1, 0]), 2, [torch.tensor([2])])) == 0
     assert p_values(torch.tensor([1e9]), torch.zeros(0)).tolist() == [1.0]
     assert float(p_values(torch.ones(1), torch.zeros(19))) <= 0.05  # exactly, not a rounding above it
 

@@ -66,3 +66,22 @@ def test_the_head_with_the_least_loss_is_chosen():
 def test_no_logistic_head_where_it_would_take_minutes():
     assert "logistic" in candidates(100, 384, 10)
     assert "logistic" not in candidates(int(LOGISTIC_LIMIT), 384, 10)
+
+
+def test_folds_of_two_shots_leave_classes_with_both():
+    for n_classes in (2, 3, 20):
+        y = torch.arange(n_classes).repeat(2)
+        for part in folds(y, torch.Generator().manual_seed(0)):
+            assert len(y) - len(part) > n_classes
+
+
+def test_prototypes_are_not_chosen_where_a_fold_leaves_single_shots():
+    z, y = torch.randn(4, 3, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 0, 1, 2])
+    parts = folds(y, torch.Generator().manual_seed(0))
+    heads = {"prototypes": (1.0,), "cosine": (1.0,)}
+    chosen = choose_head(z, y, 3, parts, calibrated_loss, heads)
+    assert chosen is not None
+    assert list(chosen.losses) == ["cosine 1"]
+    asked = choose_head(z, y, 3, parts, calibrated_loss, {"prototypes": (1.0,)})
+    assert asked is not None
+    assert asked.head.name == "prototypes", "what is asked for is done"

@@ -63,6 +63,13 @@ def test_columns_can_be_named_and_others_are_noted(save) -> None:
         read_training(path, text_column="label")
 
 
+def test_columns_of_numbers_that_are_named_are_taken_beside_texts(save) -> None:
+    text = "price,size,message,label\n1,2,hello,a\n3,4,bye,b\n"
+    assert read_training(save(text)).kind == "text"
+    named = read_training(save(text), columns=("price", "size"))
+    assert (named.kind, named.columns) == ("table", ("price", "size"))
+
+
 def test_a_single_column_beside_the_labels_is_taken_and_said(save) -> None:
     source = read_training(save("review,label\ngood,1\nbad,0\n"))
     assert (source.kind, source.columns, source.labels) == ("text", ("review",), ["1", "0"])

@@ -27,8 +27,8 @@ from kshot.core import UserError
 _ABOUT = """\
 Add a class to a model. DATA is what kshot predict takes: images or a folder of
 them, or a CSV, TSV, JSONL or .txt file; all of it is of the new class. The head
-is fitted to all shots at once; how well to expect it to do is then unknown,
-until kshot fit has seen all classes.
+is fitted to all shots at once, and its probabilities are calibrated anew; how
+well to expect it to do is then unknown, until kshot fit has seen all classes.
 
 examples:
   kshot add birds.kshot --class heron herons/
@@ -80,7 +80,9 @@ def run(args: Sequence[str]) -> int:
         source = read_new(model, asked.data, display, text_column=asked.text_column or None, skip_bad=asked.skip_bad)
         with matched_columns():
             model.add_class(label, examples_of(source), names=shot_names(source))
-        model.save(out)
+        if label == "unknown" and model.unknown_label is None:
+            model.unknown_label = "none of these"  # as kshot fit does beside such a class
+        model.calibrate().save(out)
     for line in notes(source):
         print(line)
     print(f"added {label} with {amount(len(source), source.kind)}; {out} has {len(model.classes_):,} classes")

@@ -14,6 +14,7 @@ from tyro.conf import Positional, arg
 from kshot.cli.fit_words import amount, expectation, notes, size, spread, title, vouched
 from kshot.cli.fitted import (
     Encoding,
+    check_apart,
     check_model_free,
     check_rate,
     check_report_free,
@@ -141,6 +142,7 @@ def _check(asked: FitSettings) -> None:
     check_model_free(Path(asked.out))
     if asked.report:
         check_report_free(Path(asked.report))
+        check_apart(asked.report, asked.out, asked.data)
 
 
 def read_asked(asked: FitSettings, display: Display) -> Source:

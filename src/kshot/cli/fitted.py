@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from kshot.estimator.regressor import FewShotRegressor
     from kshot.estimator.sources import Source
 
-#: How the header of a file of predictions begins.
-PREDICTIONS = "input,"
+#: How the header of a file of predictions begins: of classes, of texts in classes, and of numbers.
+PREDICTIONS = ("input,label,probability", "input,text,label,probability", "input,prediction,", "input,text,prediction,")
 
 
 class Encoding:
@@ -210,6 +210,21 @@ def check_beginning_free(path: Path, what: str, *beginnings: str) -> None:
         raise UserError(
             f"{path} is there and is something else than {what} that it would be replaced by; choose another file"
         )
+
+
+def check_apart(path: str, *others: str) -> None:
+    """Refuse to write one file over another of the same command.
+
+    Args:
+        path: where something is to be written.
+        *others: what is read, or written too; empty names count for nothing.
+
+    Raises:
+        UserError: two are the same file.
+    """
+    for other in others:
+        if other and Path(other).resolve() == Path(path).resolve():
+            raise UserError(f"expected different files, got {path} twice; choose another name for one of them")
 
 
 def check_report_free(path: Path) -> None:

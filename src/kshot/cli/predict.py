@@ -16,6 +16,7 @@ from tyro.conf import Positional, arg
 from kshot.cli.fit_words import amount, brief, notes
 from kshot.cli.fitted import (
     PREDICTIONS,
+    check_apart,
     check_beginning_free,
     check_rate,
     check_report_free,
@@ -212,9 +213,11 @@ def _check(asked: Predict) -> None:
     if asked.inputs and asked.text:
         raise UserError("expected either files or --text, got both; predict them apart")
     if asked.out not in ("", "-"):
-        check_beginning_free(Path(asked.out), "the predictions", PREDICTIONS)
+        check_beginning_free(Path(asked.out), "the predictions", *PREDICTIONS)
+        check_apart(asked.out, asked.model, asked.report, *asked.inputs)
     if asked.report:
         check_report_free(Path(asked.report))
+        check_apart(asked.report, asked.model, *asked.inputs)
 
 
 def _read(

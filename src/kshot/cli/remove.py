@@ -59,6 +59,6 @@ def run(args: Sequence[str]) -> int:
         model = open_model(asked.model, display)
         label = label_like(asked.class_, list(model.classes_))
         model.remove_class(label)
-        model.save(out)
+        model.calibrate().save(out)
     print(f"removed {label}; {out} has {len(model.classes_):,} classes")
     return 0

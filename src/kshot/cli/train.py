@@ -119,6 +119,8 @@ def read(args: Sequence[str]) -> Request:
     algorithm = first_positional(args) or (base.algorithm if base else "")
     data = peek(args, "data") or (base.data if base else "")
     found = parse(shape(algorithm, data, args, base), args, prog="kshot train", about=_ABOUT, owners=owners())
+    if found.algorithm and found.algorithm != algorithm:
+        raise UserError(f"expected the algorithm before all flags, got {found.algorithm!r} behind them; put it first")
     if not algorithm:
         raise UserError(f"expected an algorithm first: kshot train ALGORITHM ..., one of {', '.join(methods())}")
     if not data:

@@ -14,7 +14,7 @@ from kshot.core import Encoder, OnProgress, UserError
 from kshot.estimator import audit, labels
 from kshot.estimator.embedded import ClassifierMixin, Embedded, check_is_fitted
 from kshot.estimator.expected import Expected
-from kshot.estimator.fit import ONE_SHOT_HEAD, ONE_SHOT_HEADS, Fit, add_class, fit, remove_class
+from kshot.estimator.fit import ONE_SHOT_HEAD, ONE_SHOT_HEADS, Fit, add_class, fit, judged, remove_class
 from kshot.estimator.heads import Head
 from kshot.estimator.names import speakable, spoken
 
@@ -215,7 +215,7 @@ class FewShotClassifier(ClassifierMixin, Embedded):
             names: what to call them.
 
         Returns:
-            Itself; the expected accuracy of the old classes is gone.
+            Itself; the expected accuracy of the old classes is gone, and probabilities are theirs until ``calibrate``.
         """
         check_is_fitted(self)
         classes = labels.add_label(self.classes_, label)
@@ -243,6 +243,16 @@ class FewShotClassifier(ClassifierMixin, Embedded):
         fitted = remove_class(self.fit_, gone)
         self._keep(keep)
         self.fit_, self.classes_ = fitted, np.delete(self.classes_, gone)
+        return self
+
+    def calibrate(self) -> FewShotClassifier:
+        """Fit probabilities and the sense for unknowns to the classes as they are, after some were added or removed.
+
+        Returns:
+            Itself; encoder and head stay as they are. Until then both are those of the classes that it was fitted to.
+        """
+        check_is_fitted(self)
+        self.fit_ = judged(self.fit_)
         return self
 
     def doubts_(self) -> list[audit.Doubt]:

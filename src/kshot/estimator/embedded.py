@@ -134,9 +134,8 @@ class Embedded(BaseEstimator, ABC):
         own = kind_by_encoder(self.encoder)
         kind = self.kind if self.kind != "auto" else own or _kind_of_run(self.encoder) or kind_of(X)
         if kind in ARRAY_KINDS:
-            if getattr(X, "ndim", 2) == 1 and hasattr(X, "tolist") and len(X) and np.ndim(X[0]) == 1:
-                X = np.stack(list(X))
-            X, y = validate_data(self, X, y, y_numeric=y_numeric, ensure_min_samples=1, **_rules(kind))
+            rules = {"y_numeric": y_numeric, "ensure_min_samples": 1, **_rules(kind)}
+            X, y = validate_data(self, _stacked(X), _objects(y), **rules)
         else:
             X = listed(X, kind)
             y = _column(y, len(X), y_numeric)
@@ -148,7 +147,7 @@ class Embedded(BaseEstimator, ABC):
 
     def _read(self, X: Any) -> Any:
         if self.kind_ in ARRAY_KINDS:
-            return validate_data(self, X, reset=False, **_rules(self.kind_))
+            return validate_data(self, _stacked(X), reset=False, **_rules(self.kind_))
         return listed(X, self.kind_)
 
     def _make_encoder(self, examples: Any) -> Encoder:
@@ -196,6 +195,23 @@ class Embedded(BaseEstimator, ABC):
         return tags
 
 
+def _stacked(X: Any) -> Any:
+    # A column of vectors, as pandas and NumPy hold objects, is a matrix.
+    if getattr(X, "ndim", 2) != 1 or not hasattr(X, "tolist"):
+        return X
+    rows = list(X)
+    return np.stack(rows) if rows and np.ndim(rows[0]) == 1 else X
+
+
+def _objects(y: Any) -> Any:
+    # NumPy would turn a missing label among texts into the text "nan", and a number into a text.
+    if not isinstance(y, list | tuple) or len({isinstance(label, str) for label in y}) < 2:
+        return y
+    own = np.empty(len(y), dtype=object)
+    own[:] = y
+    return own
+
+
 def _rules(kind: str) -> dict[str, Any]:
     return {"dtype": [np.float64, np.float32], "ensure_all_finite": "allow-nan" if kind == "table" else True}
 
@@ -212,7 +228,7 @@ def _kind_of_run(encoder: Any) -> str | None:
 def _column(y: Any, n: int, numeric: bool) -> Any:
     if y is None:
         raise UserError("requires y to be passed, but the target y is None; pass one label for each example")
-    y = column_or_1d(y, warn=True)
+    y = column_or_1d(_objects(y), warn=True)
     if len(y) != n:
         raise UserError(f"expected a target for each of {n} examples, got {len(y)}; give as many as examples")
     y = y.astype(np.float64) if numeric else y

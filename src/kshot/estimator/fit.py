@@ -281,6 +281,25 @@ def remove_class(fitted: Fit, index: int) -> Fit:
     return _changed(fitted, z, y, n_classes, names, head)
 
 
+def judged(fitted: Fit) -> Fit:
+    """Calibrate anew, after classes were added or removed: the head stays as it was chosen.
+
+    Args:
+        fitted: the classifier.
+
+    Returns:
+        It with the temperature, and the strangeness of shots left out, of the classes that it has now.
+    """
+    z, y, n_classes, head = fitted.z, fitted.y, fitted.n_classes, fitted.head
+    parts = folds(y, generator(fitted.seed, "folds"), named=fitted.names is not None)
+    temperature = PRIOR
+    if parts:
+        (answers,) = held_out_logits(z, y, n_classes, head.name, [head.strength], parts, fitted.names)
+        temperature = fit_temperature(answers)
+    reference = held_out_strangeness(z, y, n_classes, folds(y, generator(fitted.seed, "folds")))
+    return dataclasses.replace(fitted, temperature=temperature, reference=reference)
+
+
 def _changed(fitted: Fit, z: Tensor, y: Tensor, n_classes: int, names: Tensor | None, head: Head) -> Fit:
     return dataclasses.replace(
         fitted, z=z, y=y, n_classes=n_classes, head=head, held_out=None, expected=None, losses={}, names=names

@@ -63,9 +63,12 @@ def folds(y: Tensor, generator: torch.Generator, max_folds: int = MAX_FOLDS, nam
     starts = counts.cumsum(0) - counts
     place = torch.arange(len(y)) - starts[y[order]]
     # Leaving a shot of every class out at once would leave names alone, where every class has one shot.
-    n_folds = min(max_folds, max(int(counts.max()), 2))
+    n_folds, apart = min(max_folds, max(int(counts.max()), 2)), 1
+    if int(counts.max()) == 2:
+        # Two folds of two shots a class would leave one of each, from which nobody sees how wide a class is.
+        n_folds, apart = min(max_folds, 2 * len(counts)), 2
     # A class with fewer shots than folds starts at a fold of its own, lest the first folds leave out the most.
-    turn = (place + torch.arange(len(counts))[y[order]]) % n_folds
+    turn = (place + apart * torch.arange(len(counts))[y[order]]) % n_folds
     judged = counts[y[order]] > (0 if named else 1)
     return [part for f in range(n_folds) if len(part := order[(turn == f) & judged])]
 
@@ -181,7 +184,12 @@ def choose_head(
     if not parts:
         return None
     tried: list[tuple[float, str, float, HeldOut]] = []
+    # Where a fold leaves single shots, prototypes have no width to be measured by: their answers there are on another
+    # scale than those of the head that is fitted to all, which they are to tell the temperature of.
+    single = names is None and any(len(y) - len(part) <= n_classes for part in parts)
     for name, strengths in heads.items():
+        if name == "prototypes" and single and len(heads) > 1:
+            continue
         judged = held_out_logits(z, y, n_classes, name, strengths, parts, names)
         tried += [(judge(answers), name, r, answers) for r, answers in zip(strengths, judged, strict=True)]
     tried.sort(key=lambda t: t[0])

@@ -140,6 +140,8 @@ def _layout(grid: Grid, wanted: Wanted, label: str | None) -> _Layout:
             raise UserError(f"expected texts and labels in two columns, got {name!r} for both; name another")
         kind = wanted.kind or ("molecule" if name.lower() in SMILES_NAMES else "text")
         return _Layout(kind, (name,), _unused(others, (name,)))
+    if wanted.columns and wanted.labelled and wanted.kind is None:
+        return _numeric_layout(grid, wanted, others)
     for kind, names in (("molecule", SMILES_NAMES), ("text", TEXT_NAMES)):
         if wanted.kind in (None, kind):
             name = _guess(others, (*wanted.columns, *names) if wanted.kind else names)

@@ -128,9 +128,10 @@ def held_out_strangeness(z: Tensor, y: Tensor, n_classes: int, parts: Sequence[T
         parts: the folds.
 
     Returns:
-        (H,) in rising order; empty where no class has two shots.
+        (H,) in rising order; empty where no class has two shots, or a fold leaves no class with two.
     """
-    if not parts:
+    # Without a second shot of any class that is left, nothing says how far its examples lie from each other.
+    if not parts or any(len(y) - len(part) <= n_classes for part in parts):
         return z.new_zeros(0)
 
     def fit(kept: Tensor, out: Tensor) -> list[Tensor]:

@@ -157,5 +157,7 @@ class ModuleEncoder:
 
 
 def _origin(network: Callable[[Tensor], Tensor]) -> str:
-    owner = type(network) if isinstance(network, nn.Module) or not hasattr(network, "__qualname__") else network
-    return f"{owner.__module__}.{owner.__qualname__}"
+    module = isinstance(network, nn.Module)
+    owner = type(network) if module or not hasattr(network, "__qualname__") else network
+    # Layers without weights, such as two kinds of pooling, are told apart by what they print.
+    return f"{owner.__module__}.{owner.__qualname__}" + (f" {network!r}" if module else "")

@@ -158,6 +158,8 @@ def _new(model: FewShotClassifier, X: Any, y: Any) -> NewExamples | None:
                 f"expected a label for each of {len(examples)} new examples, got {len(given)}; pass as many"
             )
         numbers = {label: i for i, label in enumerate(model.classes_.tolist())}
+        # Files hold texts: of a model whose labels are numbers they are told apart by how these are written.
+        numbers = {str(label): i for label, i in numbers.items()} | numbers
         labels = torch.tensor([numbers.get(getattr(label, "item", lambda label=label: label)(), -1) for label in given])
     return NewExamples(
         z=model.embed(X),
