@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from kshot.estimator.calibrate import calibrated_loss
 from kshot.estimator.heads import LOGISTIC_LIMIT, fit_head
-from kshot.estimator.held_out import MAX_FOLDS, candidates, choose_head, folds, held_out_logits
+from kshot.estimator.held_out import MAX_FOLDS, candidates, choose_head, folds, folds_of, held_out_logits
 
 
 @given(st.lists(st.integers(1, 25), min_size=2, max_size=8), st.integers(0, 99))
@@ -85,3 +85,19 @@ def test_prototypes_are_not_chosen_where_a_fold_leaves_single_shots():
     asked = choose_head(z, y, 3, parts, calibrated_loss, {"prototypes": (1.0,)})
     assert asked is not None
     assert asked.head.name == "prototypes", "what is asked for is done"
+
+
+def test_copies_are_left_out_together():
+    """Noise in two copies tells nothing of new examples, and must not look as if it did."""
+    z, y = torch.randn(10, 6, generator=torch.Generator().manual_seed(0)), torch.arange(10) % 2
+    deal = lambda: torch.Generator().manual_seed(0)  # noqa: E731
+    assert [p.tolist() for p in folds_of(z, y, deal())] == [p.tolist() for p in folds(y, deal())]
+    twice, labels = torch.cat([z, z]), torch.cat([y, y])
+    parts = folds_of(twice, labels, deal())
+    assert sorted(torch.cat(parts).tolist()) == list(range(20))
+    for part in parts:
+        assert {i % 10 for i in part.tolist()} == {i for i in range(10) if i in part.tolist()}
+        assert {i + 10 for i in part.tolist() if i < 10} == {i for i in part.tolist() if i >= 10}
+    (found,) = held_out_logits(twice, labels, 2, "ridge", [0.01], parts)
+    assert float((found.logits.argmax(1) == found.labels).double().mean()) < 0.9
+    assert folds_of(z[:1].expand(4, -1), torch.tensor([0, 0, 1, 1]), deal()) == []

@@ -15,7 +15,7 @@ from kshot.estimator.audit import NEARLY_SAME, SAME, Doubt, Pair, doubtful_label
 from kshot.estimator.calibrate import PRIOR, calibrated_loss, fit_temperature, probabilities
 from kshot.estimator.expected import Expected, expected_accuracy, learning_rate
 from kshot.estimator.heads import STRENGTHS, Head, extend, fit_head, units
-from kshot.estimator.held_out import Chosen, HeldOut, candidates, choose_head, folds, held_out_logits, with_names
+from kshot.estimator.held_out import Chosen, HeldOut, candidates, choose_head, folds_of, held_out_logits, with_names
 from kshot.estimator.unknown import Familiarity, held_out_strangeness, p_values
 
 #: The head where nothing can be judged, because every class has a single shot.
@@ -148,7 +148,7 @@ def fit(
     """
     _check(z, y, n_classes, head)
     heads = candidates(len(z), z.shape[1], n_classes) if head == "auto" else {head: STRENGTHS[head]}
-    parts = folds(y, generator(seed, "folds"))
+    parts = folds_of(z, y, generator(seed, "folds"))
     plain = choose_head(z, y, n_classes, parts, calibrated_loss, heads)
     chosen, names = _with_names(plain, z, y, n_classes, heads, seed, names)
     if chosen is None:
@@ -210,7 +210,7 @@ def _with_names(
     # The names of the classes are kept if they help; without them single shots cannot be judged at all.
     if names is None or not bool(torch.isfinite(names).all()):
         return plain, None
-    parts = folds(y, generator(seed, "folds"), named=True)
+    parts = folds_of(z, y, generator(seed, "folds"), named=True)
     named = choose_head(z, y, n_classes, parts, calibrated_loss, heads, names)
     if named is None:
         return plain, None
@@ -291,12 +291,12 @@ def judged(fitted: Fit) -> Fit:
         It with the temperature, and the strangeness of shots left out, of the classes that it has now.
     """
     z, y, n_classes, head = fitted.z, fitted.y, fitted.n_classes, fitted.head
-    parts = folds(y, generator(fitted.seed, "folds"), named=fitted.names is not None)
+    parts = folds_of(z, y, generator(fitted.seed, "folds"), named=fitted.names is not None)
     temperature = PRIOR
     if parts:
         (answers,) = held_out_logits(z, y, n_classes, head.name, [head.strength], parts, fitted.names)
         temperature = fit_temperature(answers)
-    reference = held_out_strangeness(z, y, n_classes, folds(y, generator(fitted.seed, "folds")))
+    reference = held_out_strangeness(z, y, n_classes, folds_of(z, y, generator(fitted.seed, "folds")))
     return dataclasses.replace(fitted, temperature=temperature, reference=reference)
 
 

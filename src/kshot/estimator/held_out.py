@@ -73,6 +73,26 @@ def folds(y: Tensor, generator: torch.Generator, max_folds: int = MAX_FOLDS, nam
     return [part for f in range(n_folds) if len(part := order[(turn == f) & judged])]
 
 
+def folds_of(z: Tensor, y: Tensor, generator: torch.Generator, named: bool = False) -> list[Tensor]:
+    """Deal embedded shots out as ``folds`` does, copies together: a head that saw one has seen the other.
+
+    Args:
+        z: (N, D).
+        y: int64 (N,).
+        generator: of the deal.
+        named: see ``folds``.
+
+    Returns:
+        Index tensors. A class whose shots are all copies of one has one shot, and is not judged unless ``named``.
+    """
+    _, copy_of = torch.unique(torch.cat([z, y.to(z.dtype).unsqueeze(1)], 1), dim=0, return_inverse=True)
+    n = int(copy_of.max()) + 1
+    if n == len(y):
+        return folds(y, generator, named=named)
+    labels = y.new_zeros(n).scatter(0, copy_of, y)
+    return [torch.isin(copy_of, part).nonzero().squeeze(1) for part in folds(labels, generator, named=named)]
+
+
 def leave_out(
     z: Tensor, y: Tensor, n_classes: int, parts: Sequence[Tensor], fit: Callable[[Tensor, Tensor], list[Tensor]]
 ) -> list[Tensor]:
