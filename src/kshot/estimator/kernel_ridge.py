@@ -172,8 +172,9 @@ class KernelRidge(NamedTuple):
 
         Args:
             z: (Q, D).
-            coverage: share of new targets that are to lie within; 1 - 2 (1 - coverage) of them do for certain, on
-                average over draws of the shots, and about ``coverage`` in practice.
+            coverage: share of new targets that are to lie within; of a kernel that was chosen beforehand
+                1 - 2 (1 - coverage) of them do for certain, on average over draws of the shots, and about ``coverage``
+                in practice.
 
         Returns:
             float64 (Q, 2), lower and upper end; infinite where so few shots cannot vouch for the share.

@@ -142,7 +142,11 @@ class FewShotRegressor(RegressorMixin, Embedded):
 
     @property
     def expected_error_(self) -> ExpectedError:
-        """The error to expect on new examples, by leave-one-out on the shots."""
+        """The error to expect on new examples, by leave-one-out on the shots.
+
+        The kernel was chosen by the least of it, so it is a little too good: on drawn data of 5 columns it told a root
+        mean squared error 20 % too low at 10 shots, and 10 % at 20.
+        """
         check_is_fitted(self)
         n = len(self.y_)
         # A mean of the others misses a shot by n / (n - 1) of its distance from the mean of all.
