@@ -7,6 +7,7 @@ import pytest
 
 from kshot.core import UserError
 from kshot.engine.train import TrainConfig
+from kshot.evaluation.draw import VALIDATION
 from kshot.evaluation.evaluate import optimal_score
 from kshot.experiment.build import open_split
 from kshot.experiment.config import BackboneConfig, EvalConfig, RunConfig, TaskConfig
@@ -170,6 +171,6 @@ def test_ngrams_are_held_against_the_best_possible(copying, tmp_path):
     )
     train_run(config, tmp_path / "run")
     found = run_report(tmp_path / "run", "lstm", Look(n_episodes=2))
-    episodes = {"n_episodes": 3, "seed": config.train.seed + 1}
+    episodes = {"n_episodes": 3, "seed": config.train.seed + 1, "stream": VALIDATION}
     assert found.best_validation == optimal_score(open_split(config, "meta_val"), **episodes)
     assert 5 < found.best_validation < 20

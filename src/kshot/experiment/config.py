@@ -94,7 +94,7 @@ class BackboneConfig:
     hidden: tuple[int, ...] = (40, 40)
 
     def __post_init__(self) -> None:
-        if min(self.n_filters, *self.hidden) < 1:
+        if min((self.n_filters, *self.hidden)) < 1:
             raise UserError(f"expected widths of at least 1, got n_filters={self.n_filters} and hidden={self.hidden}")
 
 
