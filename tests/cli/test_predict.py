@@ -216,7 +216,7 @@ def test_own_files_are_not_written_over(kshot, refused, table_model, tmp_path):
         ("fit", own, "--out", twice, "--report", twice),
     ):
         assert "expected different files" in refused(*command)
-    assert "something else than the facts" in refused("info", table_model, "--json", table_model)
+    assert "something else than the JSON" in refused("info", table_model, "--json", table_model)
     assert own.read_text() == "input,price,label\n1,2,a\n"
     assert not twice.exists()
 

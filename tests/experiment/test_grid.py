@@ -79,5 +79,12 @@ def test_the_command(run, tmp_path, capsys):
     assert json.loads((here / FILE).read_text())["command"].endswith("--n-query 2")
     assert main([*line, "--json", "-"]) == 0
     assert [c["n_way"] for c in json.loads(capsys.readouterr().out)["cells"]] == [2, 3]
+    kept = (here / FILE).read_text()
+    assert main([*line, "--split", "meta_val", "--json", str(tmp_path / "val.json")]) == 0
+    assert (here / FILE).read_text() == kept, "the report would draw it as the run's own test"
+    (tmp_path / "notes.txt").write_text("mine")
+    assert main([*line, "--json", str(tmp_path / "notes.txt")]) == 2
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+    capsys.readouterr()
     assert main(["evaluate", str(here), "--ways", "2"]) == 2
     assert "--ways and --shots together" in capsys.readouterr().err

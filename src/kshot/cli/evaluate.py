@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 import torch
 from tyro.conf import Positional, arg
 
+from kshot.cli.fitted import check_json_free
 from kshot.cli.flags import first_positional, parse, peek
 from kshot.cli.live import Display, RunView
 from kshot.cli.settings import algorithm_group, data_group, given, owners
@@ -66,6 +67,7 @@ def run(args: Sequence[str]) -> int:
     found = parse(shape(config, data), args, prog="kshot evaluate", about=_ABOUT, owners=owners())
     if config is None:
         raise UserError("expected the folder of a run first: kshot evaluate RUN ...")
+    check_json_free(found.json)
     if found.ways or found.shots:
         return _grid(args, Path(folder), config, data, found)
     record = _evaluate(args, Path(folder), config, data, found)
@@ -186,7 +188,7 @@ def _evaluate(args: Sequence[str], folder: Path, config: RunConfig, data: str, f
 
 
 def _grid(args: Sequence[str], folder: Path, config: RunConfig, data: str, found: Any) -> int:
-    """Test at many ways and shots; the result is kept in the run folder too, where the report finds it.
+    """Test at many ways and shots; a test of the run's own data is kept in its folder, where the report finds it.
 
     Returns:
         The exit status.
@@ -226,7 +228,9 @@ def _grid(args: Sequence[str], folder: Path, config: RunConfig, data: str, found
         print(json.dumps(grid, indent=2))
         return 0
     show(made)
-    for path in [folder / WAYS_AND_SHOTS] + ([Path(found.json)] if found.json else []):
+    # The report draws what lies in the folder as the run's own test.
+    own = data == config.data and found.split == "meta_test" and not given(args, getattr(found, data))
+    for path in ([folder / WAYS_AND_SHOTS] if own else []) + ([Path(found.json)] if found.json else []):
         write_grid(path, grid)
         print(f"written to {path}")
     return 0

@@ -212,6 +212,19 @@ def check_beginning_free(path: Path, what: str, *beginnings: str) -> None:
         )
 
 
+def check_json_free(path: str) -> None:
+    """Refuse to write JSON over anything but JSON.
+
+    Args:
+        path: where it is to be written; empty or "-" for nowhere.
+
+    Raises:
+        UserError: another file is there, or a folder.
+    """
+    if path not in ("", "-"):
+        check_beginning_free(Path(path), "the JSON", "{")
+
+
 def check_apart(path: str, *others: str) -> None:
     """Refuse to write one file over another of the same command.
 

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 import torch
 from tyro.conf import Positional, arg
 
+from kshot.cli.fitted import check_json_free
 from kshot.cli.flags import parse
 from kshot.cli.live import Display, RunView
 from kshot.cli.tables import show, table
@@ -83,6 +84,7 @@ def run(args: Sequence[str]) -> int:
             raise UserError(unknown("head", name, list(HEADS)))
     if not asked.run or not names:
         raise UserError("expected the folder of a run and at least one head: kshot heads RUN --heads protonet,tim")
+    check_json_free(asked.json)
     if asked.threads > 0:
         torch.set_num_threads(asked.threads)
     data, found = _score(asked, names)

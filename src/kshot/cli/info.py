@@ -13,7 +13,7 @@ from tyro.conf import Positional, arg
 
 from kshot.cli.fit_numbers import expected_error
 from kshot.cli.fit_words import expectation, size, spread, vouched
-from kshot.cli.fitted import check_beginning_free, check_report_free, open_any, write_report
+from kshot.cli.fitted import check_json_free, check_report_free, open_any, write_report
 from kshot.cli.flags import parse
 from kshot.cli.live import Display
 from kshot.cli.tables import show, table
@@ -65,8 +65,7 @@ def run(args: Sequence[str]) -> int:
         raise UserError("expected a model file, one that kshot fit has written: kshot info MODEL")
     if asked.report:
         check_report_free(Path(asked.report))
-    if asked.json not in ("", "-"):
-        check_beginning_free(Path(asked.json), "the facts", "{")
+    check_json_free(asked.json)
     from kshot.estimator import container
 
     # All of it is read, so that a damaged file is told from a whole one; the encoder is left alone.
