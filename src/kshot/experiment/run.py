@@ -121,16 +121,13 @@ def train_run(
     val = open_split(config, "meta_val", **opening).to(fabric.device)
     test = open_split(config, "meta_test", **opening) if config.evaluation.eval_episodes else None
     learner = build_learner(config, source.spec)
-    for other in (val, test):
-        if other is not None:
-            check_fits(learner, other.spec)
+    for other in filter(None, (val, test)):
+        check_fits(learner, other.spec)
     loader = _loader(source, config, fabric)
     config = claim(out, config, resume, writes=fabric.is_global_zero)
     tell("built", 0, {"config": config, "learner": learner})
-    if warning := memory_warning(learner, source, training=True):
+    for warning in _warnings(config, learner, source, val):
         tell("warning", 0, {"message": warning})
-    if config.train.validate_every and _seen(source, val):
-        tell("warning", 0, {"message": "classes of the validation are trained on; --validate-every 0 leaves it out"})
     with taken(out, new=not resume):
         trainer = Trainer(
             learner,
@@ -150,6 +147,13 @@ def train_run(
     scores, record = score_run(learner, config, test, progress, step, on_progress, command)
     record.write(out / "result.json")
     return Outcome(config, learner, progress, scores, record)
+
+
+def _warnings(config: RunConfig, learner: Learner, source: TaskSource, val: TaskSource) -> list[str]:
+    trained = config.train.validate_every and _seen(source, val)
+    rest = ["classes of the validation are trained on; --validate-every 0 leaves it out"] if trained else []
+    memory = memory_warning(learner, source, training=True)
+    return [memory, *rest] if memory else rest
 
 
 def _loader(source: TaskSource, config: RunConfig, fabric: Fabric) -> EpisodeLoader:
