@@ -255,9 +255,7 @@ def _snail(task: TaskConfig, published: float, least: float) -> Recipe:
         rows=(Row(f"{task.n_way}-way 1-shot", published, least, _MISHRA, test),),
         protocol=f"Inductive (running statistics). One training at {task.n_way}-way 1-shot, {task.n_tasks} tasks a "
         f"step with {task.n_query} queries of each class (the paper: 32 of one query), by Adam, its rate falling to "
-        "zero by a cosine. The best step by accuracy on meta_val is tested. Rotations are new classes."
-        + _DISTORTED
-        * distorted,
+        "zero by a cosine. The best step by accuracy on meta_val is tested. Rotations are new classes.",
     )
 
 
