@@ -31,7 +31,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kshot.core import Spec, UserError, register, task_loss
+from kshot.core import Spec, UserError, register
 from kshot.engine.embedding import EmbeddingLearner, Labelled
 from kshot.nn.causal import AttentionBlock, TCBlock
 from kshot.nn.memory.labelled import shown
@@ -53,11 +53,9 @@ class SNAIL(EmbeddingLearner):
         tc_filters: D of the temporal convolutions; 128 in the paper.
         keys: sizes of the keys of the three attentions; 64, 256, 512 in the paper.
         values: sizes of their values; 32, 128, 256 in the paper.
-        relabels: how often a training task is answered, each time with the numbers of its classes and the order of its
-            support moved on by one, which costs little once its examples are embedded. 1 in the paper.
 
     Raises:
-        UserError: a size or ``relabels`` is below 1, or there are not three of them.
+        UserError: a size is below 1, or there are not three of them.
     """
 
     kinds = ("classification", "regression")
@@ -74,17 +72,16 @@ class SNAIL(EmbeddingLearner):
         tc_filters: int = 128,
         keys: tuple[int, ...] = (64, 256, 512),
         values: tuple[int, ...] = (32, 128, 256),
-        relabels: int = 1,
     ) -> None:
         super().__init__(backbone)
         if len(keys) != 3 or len(values) != 3:
             raise UserError(f"expected keys and values of three attentions, got {keys} and {values}; give three each")
-        if min(length - 1, tc_filters, relabels, *keys, *values) < 1:
+        if min(length - 1, tc_filters, *keys, *values) < 1:
             raise UserError(
                 f"expected sizes of at least 1 and a length of at least 2, got length={length}, "
-                f"tc_filters={tc_filters}, keys={keys}, values={values}, relabels={relabels}"
+                f"tc_filters={tc_filters}, keys={keys}, values={values}"
             )
-        self.spec, self.relabels = spec, relabels
+        self.spec = spec
         width = int(getattr(backbone, "n_features", 0)) + spec.n_outputs
         layers: list[nn.Module] = []
         for i in range(3):
@@ -109,25 +106,6 @@ class SNAIL(EmbeddingLearner):
             The learner.
         """
         return cls(backbone, spec, **options)
-
-    def head_loss(self, support: Labelled, query: Labelled) -> Tensor:
-        """Loss of one task from its embeddings, under each of ``relabels`` numberings of its classes.
-
-        Args:
-            support: embedded support.
-            query: embedded queries.
-
-        Returns:
-            A scalar, the mean. Classes are numbered at random, so its expectation does not depend on ``relabels``.
-        """
-        if self.relabels == 1 or not support.ways:
-            return super().head_loss(support, query)
-        by = torch.arange(self.relabels, device=support.z.device).unsqueeze(-1)
-        order = (torch.arange(len(support.y), device=by.device) + by) % len(support.y)  # (R, S)
-        several = Labelled(support.z[order], (support.y[order] + by) % support.ways, support.ways)
-        z = query.z.expand(self.relabels, -1, -1)
-        logits = self.apply_head(self.fit_head(several), z)
-        return task_loss(logits.flatten(0, 1), ((query.y + by) % support.ways).flatten())
 
     def fit_head(self, support: Labelled) -> Tensor:
         """Join the support with its targets.
