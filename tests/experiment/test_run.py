@@ -7,6 +7,7 @@ import torch
 
 from kshot.core import Episode, Spec, Split, UserError
 from kshot.data import TaskSource
+from kshot.data.challenge import ChallengeTasks
 from kshot.engine.checkpoint import Checkpoints
 from kshot.engine.train import TrainConfig
 from kshot.evaluation.draw import TEST, VALIDATION, Draw
@@ -284,7 +285,9 @@ def test_what_was_trained_on_is_found_in_a_test():
     trained = _Named("omniglot", "Latin/character01", "Latin/character02 @90", "Greek/character01")
     assert run_module._seen(trained, _Named("omniglot", "Latin/character01", "Latin/character02")) == 1
     drawn = ("Latin/character01", "Latin/character02", "Tibetan/character01")
-    assert run_module._seen(trained, _Named("omniglot_challenge", "run01/class01", drawn=drawn)) == 2
+    trials = _Named("omniglot_challenge", "run01/class01", drawn=drawn)
+    trials.taken_from = ChallengeTasks.taken_from
+    assert run_module._seen(trained, trials) == 2
     assert run_module._seen(trained, _Named("glyphs", "Latin/character01")) == 0
 
 

@@ -148,6 +148,7 @@ class ChallengeTasks(TaskSource):
 
     # Two runs have the same characters, so that there are ten independent draws: one of each alphabet.
     n_fixed, run_length = N_RUNS * N_WAY, N_RUNS * N_WAY // len(CHARACTERS)
+    taken_from = "omniglot"
     #: What values of ``images`` are divided by.
     whole = 255
 

@@ -32,6 +32,7 @@ class TaskSource(ABC):
         shows_every_class: False where a support need not hold every class, as a batch of plain classification.
         n_fixed: number of tasks, where they were fixed once and for all; a test takes them in order, each one once.
         run_length: how many fixed tasks in a row share their classes, and so are no independent draws.
+        taken_from: name of the data set whose classes these are; empty where they are its own.
         shows_while_asked: of sequences, True where the steps asked show something new to be remembered.
         device: where episodes are gathered.
     """
@@ -45,6 +46,7 @@ class TaskSource(ABC):
     shows_every_class: bool = True
     n_fixed: int | None = None
     run_length: int = 1
+    taken_from: str = ""
     shows_while_asked: bool = False
     device: torch.device = torch.device("cpu")
 

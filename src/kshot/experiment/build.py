@@ -70,7 +70,9 @@ def _check_asked(source: TaskSource, asked: dict[str, Any]) -> None:
     there = {"n_way": source.spec.n_outputs, "n_shot": source.n_shot, "n_query": source.n_query}
     for name, value in asked.items():
         if value != there[name]:
-            raise UserError(f"the tasks of {source.name} are fixed: expected {name} {there[name]}, got {value}")
+            raise UserError(
+                f"the tasks of {source.name} are fixed: expected {name} {there[name]}, got {value}; leave it out"
+            )
 
 
 def open_training(config: RunConfig, **opening: Any) -> TaskSource:

@@ -380,7 +380,7 @@ def _seen(trained: TaskSource, source: TaskSource) -> int:
     """
     if trained.name == source.name:
         return len(set(trained.classes or ()) & set(source.classes or ()))
-    if {trained.name, source.name} != {"omniglot", "omniglot_challenge"}:
+    if trained.name != source.taken_from:
         return 0
     # A quarter turn of a character is another class, but what is tested is then one that was trained on upright.
     known, asked = ({name.partition(" @")[0] for name in s.drawn_from} for s in (trained, source))

