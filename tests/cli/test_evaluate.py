@@ -50,6 +50,24 @@ def test_other_tasks(kshot, glyphs_run):
     assert found["metric"] == "accuracy"
 
 
+def test_the_best_validations_answer_together(kshot, refused, tmp_path):
+    run = tmp_path / "several"
+    train = ("train", "maml", "--data", "sinusoid", "--n-shot", 5, "--n-query", 5, "--n-tasks", 2, "--batching", "loop")
+    lengths = ("--steps", 6, "--validate-every", 2, "--val-episodes", 4, "--eval-episodes", 0, "--outer-lr", 0.1)
+    assert kshot(*train, *lengths, "--keep-best", 2, "--out", run).status == 0
+    alone, one, both = (_json(kshot, run, "--n-episodes", 8, *best) for best in ((), ("--best", 1), ("--best", 2)))
+    assert one["per_episode"] == alone["per_episode"]
+    assert one["steps_together"] == both["steps_together"][:1] == [alone["steps_trained"]]
+    assert both["episodes_sha256"] == alone["episodes_sha256"]
+    assert both["mean"] != alone["mean"]
+    steps = ", ".join(map(str, both["steps_together"]))
+    assert f"steps {steps} together" in kshot("evaluate", run, "--n-episodes", 2, "--best", 2).out
+    assert "holds the weights of 2: train with --keep-best 3" in refused("evaluate", run, "--best", 3)
+    assert "expected best >= 1, got 0" in refused("evaluate", run, "--best", 0)
+    none = refused(*train, "--steps", 2, "--validate-every", 0, "--keep-best", 2, "--out", tmp_path / "none")
+    assert "expected validations to keep the best 2 of" in none
+
+
 def test_other_statistics(kshot, glyphs_run):
     """Weights stay; the leak of information between queries comes and goes with the statistics."""
     found = _json(kshot, glyphs_run, "--normalisation", "episode", "--n-episodes", 3)

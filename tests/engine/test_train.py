@@ -229,6 +229,38 @@ def test_the_best_by_validation_is_kept(toy: Any, tmp_path: Path) -> None:
     assert not run.learner.training
 
 
+def test_several_of_the_best_validations_are_kept(toy: Any, tmp_path: Path) -> None:
+    then: dict[int, dict[str, Tensor]] = {}
+
+    def validate(learner: Learner) -> float:
+        step = int(run.progress.step)
+        then[step] = weights(learner)
+        return {2: 3.0, 4: 1.0, 6: -math.inf, 8: 3.0, 10: 2.0, 12: 0.5}[step]
+
+    run = toy.trainer(toy.restless(), tmp_path, validate=validate, validate_every=2, keep_best=3)
+    run.fit()
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    kept = checkpoints.validated()
+    assert [step for step, _ in kept] == [2, 8, 10], "the best first, and of equal ones the first"
+    assert all(equal(load_tree(path)["learner"], then[step]) for step, path in kept)
+    assert len(list((tmp_path / "checkpoints").glob("validated-*"))) == 3
+    assert load_tree(checkpoints.best)["step"] == 2
+    checkpoints.forget_validated(8)
+    assert [step for step, _ in checkpoints.validated()] == [2, 8]
+
+
+def test_a_run_forgets_the_validations_that_it_goes_past_again(toy: Any, tmp_path: Path) -> None:
+    settings = {"validate_every": 2, "keep_best": 2, "checkpoint_every": 4}
+    toy.trainer(toy.restless(), tmp_path, validate=lambda learner: 1.0, steps=8, **settings).fit()
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    assert [step for step, _ in checkpoints.validated()] == [2, 4]
+    checkpoints.keep_validated(8, {"val": 2.0}, 3)
+    (tmp_path / "checkpoints" / "step-00000008.safetensors").write_bytes(b"damaged")
+    run = toy.trainer(toy.restless(), tmp_path, validate=lambda learner: 0.0, steps=8, **settings)
+    run.fit(resume=True)
+    assert [step for step, _ in checkpoints.validated()] == [2, 4]
+
+
 def test_the_first_of_equal_validations_is_the_best(toy: Any) -> None:
     progress = toy.trainer(validate=validation(1.0, 1.0, 1.0, 1.0), validate_every=3).fit()
     assert progress.best_step == 3

@@ -131,6 +131,9 @@ def test_an_ensemble_averages_log_probabilities(images: ImageSet) -> None:
     told = [m.predict(m.adapt(one), query.x[0]).log_softmax(-1) for m in members]
     torch.testing.assert_close(both.predict(both.adapt(one), query.x[0]), (told[0] + told[1]) / 2)
     assert not both.transductive
+    both.spec = Spec("regression", (1, 16, 16), 5)
+    raw = [m.predict(m.adapt(one), query.x[0]) for m in members]
+    torch.testing.assert_close(both.predict(both.adapt(one), query.x[0]), (raw[0] + raw[1]) / 2)
     with pytest.raises(UserError, match="at least one learner"):
         Ensemble([])
 

@@ -16,6 +16,7 @@ from kshot.experiment import build as build_module
 from kshot.experiment import run as run_module
 from kshot.experiment.build import build_learner, open_split, open_training, resolve
 from kshot.experiment.config import BackboneConfig, DeviceConfig, EvalConfig, RunConfig, TaskConfig, load_config
+from kshot.experiment.folder import run_config
 from kshot.experiment.run import evaluate_run, load_run, train_run, validated_on
 from kshot.experiment.untrained import evaluate_untrained
 
@@ -89,7 +90,7 @@ def test_options_that_came_after_a_run_do_not_change_it_by_a_papers_setting(tmp_
     assert "damping" not in path.read_text()
     learner = load_run(tmp_path / "a")[1]
     assert (learner.damping, learner.inner_optimiser) == (0.0, "sgd")
-    assert train_run(run_module.run_config(tmp_path / "a"), tmp_path / "a", resume=True).progress.step == 6
+    assert train_run(run_config(tmp_path / "a"), tmp_path / "a", resume=True).progress.step == 6
     with pytest.raises(UserError, match=r"damping: 0\.0 / 10\.0"):
         train_run(dataclasses.replace(imaml, options={}), tmp_path / "a", resume=True)
 

@@ -21,12 +21,14 @@ from kshot.core import UserError, method, methods
 from kshot.evaluation.record import Record
 from kshot.evaluation.report.wording import duration, metric_name, task_and_queries
 from kshot.experiment.config import RunConfig
+from kshot.experiment.folder import run_config
 from kshot.experiment.grid import FILE as WAYS_AND_SHOTS
 from kshot.experiment.grid import N_QUERY, evaluate_grid, write_grid
 from kshot.experiment.instances import by_instance, told
 from kshot.experiment.rows import memory_warning
-from kshot.experiment.run import evaluate_run, run_config
+from kshot.experiment.run import evaluate_run
 from kshot.experiment.untrained import evaluate_untrained
+from kshot.experiment.weights import best_together
 from kshot.nn.norm import NORMALISATIONS
 
 _ABOUT = """\
@@ -129,6 +131,14 @@ def shape(config: RunConfig | None, data: str) -> type:
                 f"{{{','.join(NORMALISATIONS)}}}",
                 "(default: as in training)",
             ),
+            flag(
+                "best",
+                int,
+                0,
+                "let the weights of the N best validations answer together, of a run trained with --keep-best",
+                "N",
+                "(default: the best alone)",
+            ),
             ("device", Annotated[str, arg(help="auto, cpu, cuda, cuda:0, mps")], "auto"),
             ("threads", Annotated[int, arg(help="threads on a CPU; 0 for PyTorch's choice")], 0),
             flag(
@@ -175,6 +185,8 @@ def _evaluate(args: Sequence[str], folder: Path, config: RunConfig, data: str, f
         if method(config.algorithm).learner.trained_on == "nothing":
             learner, source, _, record = evaluate_untrained(dataclasses.replace(config, **own), **asked)
         else:
+            if best := _given(found.best, "best", args):
+                asked["scorer"], asked["steps_together"] = best_together(folder, best)
             learner, source, _, record = evaluate_run(
                 folder, data=data, normalisation=found.normalisation or None, **own, **asked
             )
@@ -244,6 +256,14 @@ def _given(value: int, name: str, args: Sequence[str]) -> int | None:
     return value or None
 
 
+def _weights(extra: dict[str, Any]) -> str:
+    if "steps_trained" not in extra:
+        return ""
+    steps = extra.get("steps_together", [extra["steps_trained"]])
+    which = f"steps {', '.join(map(str, steps))} together" if len(steps) > 1 else f"step {steps[0]}"
+    return f"{which}, training seed {extra.get('train_seed', '?')}"
+
+
 def _print(record: Record) -> None:
     made = table()
     extra = record.extra
@@ -256,9 +276,7 @@ def _print(record: Record) -> None:
         "calibration error": f"{100 * extra['ece']:.2f} %" if "ece" in extra else "",
         "inference": f"{inference(record.transductive)}, normalisation {record.normalisation}",
         "episodes": f"{record.n_episodes:,}, seed {record.seed}, {duration(record.seconds)}",
-        "weights": f"step {extra['steps_trained']}, training seed {extra.get('train_seed', '?')}"
-        if "steps_trained" in extra
-        else "",
+        "weights": _weights(extra),
     }
     for name, text in rows.items():
         if text:

@@ -33,7 +33,7 @@ from kshot.experiment.config import (
     differences,
     load_config,
 )
-from kshot.experiment.folder import MAY_CHANGE, kept_config
+from kshot.experiment.folder import MAY_CHANGE, run_config
 from kshot.experiment.reporting import write_run_report
 from kshot.experiment.run import Outcome, launch, train_run
 
@@ -164,7 +164,7 @@ def _base(args: Sequence[str]) -> tuple[RunConfig | None, str]:
         path = Path(out) / "config.toml"
         if not path.exists():
             raise UserError(f"nothing to resume in {out}: expected a config.toml there; start without --resume")
-        return kept_config(path.parent), str(path)
+        return run_config(path.parent), str(path)
     return (load_config(Path(file)), file) if file is not None else (None, "")
 
 

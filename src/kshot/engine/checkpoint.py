@@ -159,6 +159,8 @@ def _digest(tensors: dict[str, Tensor], text: str) -> str:
 class Checkpoints:
     """The checkpoints of one run: ``step-00000100.safetensors``, of which the newest few are kept, and ``best``.
 
+    Where several validations are kept, the weights of each lie in a ``validated-00000100.safetensors``.
+
     Args:
         folder: where they lie.
         keep: how many of the newest to keep; two, so that there is one before a damaged one.
@@ -178,12 +180,52 @@ class Checkpoints:
         Returns:
             (step, path) pairs.
         """
+        return self._numbered("step")
+
+    def _numbered(self, kind: str) -> list[tuple[int, Path]]:
         found = []
-        for path in self.folder.glob("step-*.safetensors"):
-            match = re.fullmatch(r"step-(\d+)\.safetensors", path.name)
+        for path in self.folder.glob(f"{kind}-*.safetensors"):
+            match = re.fullmatch(rf"{kind}-(\d+)\.safetensors", path.name)
             if match:
                 found.append((int(match[1]), path))
         return sorted(found, reverse=True)
+
+    def validated(self) -> list[tuple[int, Path]]:
+        """List the kept weights by their validation, the best first, and of equal ones the first.
+
+        Returns:
+            (step, path) pairs.
+
+        Raises:
+            UserError: one of them is damaged.
+        """
+        found = [(load_tree(path)["val"], step, path) for step, path in self._numbered("validated")]
+        return [(step, path) for _, step, path in sorted(found, key=lambda kept: (-kept[0], kept[1]))]
+
+    def keep_validated(self, step: int, tree: Tree, most: int) -> None:
+        """Write the weights of a validation, then forget the worst.
+
+        Args:
+            step: outer steps done.
+            tree: with the number of the validation, ``val``; higher is better.
+            most: how many to keep.
+
+        Raises:
+            UserError: it could not be written, or another is damaged.
+        """
+        save_tree(self.folder / f"validated-{step:08d}.safetensors", tree)
+        for _, path in self.validated()[most:]:
+            path.unlink()
+
+    def forget_validated(self, after: int) -> None:
+        """Remove the weights of validations that a run goes past again.
+
+        Args:
+            after: the step from which it goes on.
+        """
+        for step, path in self._numbered("validated"):
+            if step > after:
+                path.unlink()
 
     def save(self, step: int, tree: Tree) -> Path:
         """Write the checkpoint of a step, then forget the oldest.

@@ -50,6 +50,7 @@ class TrainConfig:
         compile: off, on, or auto (where it pays for the time it takes).
         validate_every: steps between validations; 0 for none.
         patience: validations without a new best after which training stops; 0 for never.
+        keep_best: keep the weights of so many of the best validations, so that they can answer together.
         checkpoint_every: steps between checkpoints.
         log_every: steps between rows of metrics.csv.
         seed: of the initial weights and of the training episodes.
@@ -77,18 +78,21 @@ class TrainConfig:
     compile: str = "off"
     validate_every: int = 500
     patience: int = 0
+    keep_best: int = 1
     checkpoint_every: int = 500
     log_every: int = 10
     seed: int = 0
     deterministic: bool = False
 
     def __post_init__(self) -> None:
-        for name, least in (("steps", 1), ("accumulate", 1), ("checkpoint_every", 1), ("log_every", 1)):
-            if getattr(self, name) < least:
-                raise UserError(f"expected {name} >= {least}, got {getattr(self, name)}")
+        for name in ("steps", "accumulate", "checkpoint_every", "log_every", "keep_best"):
+            if getattr(self, name) < 1:
+                raise UserError(f"expected {name} >= 1, got {getattr(self, name)}")
         for name in NOT_NEGATIVE:
             if not getattr(self, name) >= 0:
                 raise UserError(f"expected {name} >= 0, got {getattr(self, name)}")
+        if self.keep_best > 1 and not self.validate_every:
+            raise UserError(f"expected validations to keep the best {self.keep_best} of, got validate_every=0")
         for name, known in CHOICES.items():
             if getattr(self, name) not in known:
                 raise UserError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")

@@ -307,8 +307,12 @@ class Trainer:
             self.on_event("warning", p.step, {"message": WITHOUT_ANSWERS.format(step=p.step)})
         if value > (-math.inf if p.best is None else p.best):
             p.best, p.best_step, p.bad = value, p.step, 0
-            if self.checkpoints and self.fabric.is_global_zero:
-                save_tree(self.checkpoints.best, {"learner": self.learner.state_dict(), "step": p.step, "val": value})
+        if value > -math.inf and self.checkpoints and self.fabric.is_global_zero:
+            tree = {"learner": self.learner.state_dict(), "step": p.step, "val": value}
+            if p.best_step == p.step:
+                save_tree(self.checkpoints.best, tree)
+            if self.config.keep_best > 1:
+                self.checkpoints.keep_validated(p.step, tree, self.config.keep_best)
         self.on_event("validate", p.step, {"val": value, "best": p.best, "best_step": p.best_step})
         return value
 
@@ -361,6 +365,7 @@ class Trainer:
         self.progress.stopped = ""
         if self.progress.best is not None and self.config.patience and self.progress.bad >= self.config.patience:
             self.progress.stopped = "early"
+        self.checkpoints.forget_validated(self.progress.step)
         self._draw_from(tree["rng"])
         self.outer_step = OuterStep(self.learner, Batching(**tree["batching"]), self.fabric.autocast)
         for log in self.logs:

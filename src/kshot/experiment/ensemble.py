@@ -13,7 +13,7 @@ from kshot.nn.views import Views
 
 
 class Ensemble(Learner):
-    """Answers with the mean of its members' log-probabilities.
+    """Answers with the mean of its members' log-probabilities; of logits of bits, or of numbers, in other tasks.
 
     Args:
         members: learners of the same tasks, trained apart.
@@ -21,6 +21,8 @@ class Ensemble(Learner):
     Raises:
         UserError: there are none.
     """
+
+    kinds = ("classification", "regression", "sequence")
 
     def __init__(self, members: Sequence[Learner]) -> None:
         super().__init__()
@@ -53,10 +55,11 @@ class Ensemble(Learner):
             x: inputs (Q, ...).
 
         Returns:
-            Logits (Q, W).
+            Logits (Q, W), or what the members answer to tasks of another kind.
         """
-        told = [m.predict(s, x).log_softmax(-1) for m, s in zip(self.learners(), state, strict=True)]
-        return torch.stack(told).mean(0)
+        told = torch.stack([m.predict(s, x) for m, s in zip(self.learners(), state, strict=True)])
+        numbers = self.spec is not None and self.spec.kind != "classification"
+        return (told if numbers else told.log_softmax(-1)).mean(0)
 
     def learners(self) -> list[Learner]:
         """List the members.

@@ -51,10 +51,10 @@ def claim(out: Path, config: RunConfig, resume: bool, writes: bool) -> RunConfig
         return config
     if not resume:
         # A process of the same run may have written it a moment ago.
-        if not writes and not differences(kept_config(out), config):
+        if not writes and not differences(run_config(out), config):
             return config
         raise UserError(f"{out} holds another run; go on with it by --resume, or choose another --out")
-    held = kept_config(out)
+    held = run_config(out)
     changed = [d for d in differences(held, config) if not d.startswith(MAY_CHANGE)]
     if changed:
         raise UserError(f"{out} holds a run with other settings ({'; '.join(changed)}); resume it with its own")
@@ -66,17 +66,24 @@ def claim(out: Path, config: RunConfig, resume: bool, writes: bool) -> RunConfig
     return config
 
 
-def kept_config(out: Path) -> RunConfig:
+def run_config(run: Path) -> RunConfig:
     """Read the settings that a run keeps.
 
     Args:
-        out: the folder.
+        run: the run folder.
 
     Returns:
         The settings. Options that were added to the method since stand at the defaults of its class, which leave it as
         it was; what the command line gives to a new run may be other than that.
+
+    Raises:
+        UserError: the folder holds no run.
     """
-    held = load_config(out / "config.toml")
+    if not (run / "config.toml").exists():
+        raise UserError(
+            f"expected a run folder with a config.toml at {run}; train one by: kshot train protonet --out {run}"
+        )
+    held = load_config(run / "config.toml")
     found = methods().get(held.algorithm)
     if found is None:
         return held

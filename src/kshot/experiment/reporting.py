@@ -23,10 +23,11 @@ from kshot.evaluation.report.still import write_still
 from kshot.evaluation.scores import Curve
 from kshot.experiment.build import open_split
 from kshot.experiment.config import RunConfig
+from kshot.experiment.folder import run_config
 from kshot.experiment.grid import FILE as WAYS_AND_SHOTS
 from kshot.experiment.grid import read_curves
 from kshot.experiment.growing import by_size, sequence_pictures
-from kshot.experiment.run import load_run, run_config, validated_on
+from kshot.experiment.run import load_run, validated_on
 
 #: Support examples of a class at which a report measures every learner, as far as the data go.
 SHOTS = (1, 2, 3, 5, 10)

@@ -23,7 +23,7 @@ from kshot.core.errors import NotFiniteError
 from kshot.data.download import OnProgress
 from kshot.data.loader import EpisodeLoader
 from kshot.data.source import TaskSource
-from kshot.engine.checkpoint import Checkpoints, load_tree
+from kshot.engine.checkpoint import Checkpoints
 from kshot.engine.distributed import make_fabric, resolve_device
 from kshot.engine.log import CsvLog, Log, TensorBoardLog
 from kshot.engine.train import Progress, Trainer
@@ -31,11 +31,11 @@ from kshot.evaluation.draw import VALIDATION
 from kshot.evaluation.evaluate import check_fits, evaluate
 from kshot.evaluation.record import Record, record_of
 from kshot.evaluation.scores import Scores, higher_is_better
-from kshot.experiment.build import build_learner, check_shapes, open_split, open_training, resolve
+from kshot.experiment.build import build_learner, open_split, open_training, resolve
 from kshot.experiment.config import RunConfig
-from kshot.experiment.folder import claim, kept_config, taken
-from kshot.experiment.rows import check_rows, memory_warning
-from kshot.nn.norm import normalisation_of
+from kshot.experiment.folder import claim, run_config, taken
+from kshot.experiment.rows import memory_warning
+from kshot.experiment.weights import load_weights
 
 OnEvent = Callable[[str, int, dict[str, Any]], None]
 
@@ -198,58 +198,6 @@ def _validation(learner: Learner, source: TaskSource, config: RunConfig) -> floa
     except NotFiniteError:
         return -math.inf  # training may well find its way back; the trainer says so
     return scores.estimate.mean if higher_is_better(scores.metric) else -scores.estimate.mean
-
-
-def load_weights(learner: Learner, run: Path) -> int:
-    """Put a run's best weights into a learner, or its last where it was never validated.
-
-    Args:
-        learner: built as the run's settings say.
-        run: the run folder.
-
-    Returns:
-        The outer step that they are of.
-
-    Raises:
-        UserError: there is no usable checkpoint, or it is of another learner.
-    """
-    checkpoints = Checkpoints(run / "checkpoints")
-    tree = load_tree(checkpoints.best) if checkpoints.best.exists() else checkpoints.load_newest()[0]
-    check_rows(learner, tree.get("learner", {}), run_config(run), f"the checkpoint in {run}")
-    check_shapes(learner, tree.get("learner", {}), f"the checkpoint in {run}")
-    try:
-        missing, unexpected = learner.load_state_dict(tree["learner"], strict=False)
-    except (RuntimeError, KeyError) as error:
-        raise UserError(f"the checkpoint in {run} is of another network: {error}") from error
-    # Statistics come and go with the normalisation mode that one evaluates with; weights must all be there.
-    other = [name for name in (*missing, *unexpected) if not name.endswith(("running_mean", "running_var"))]
-    if other:
-        raise UserError(f"the checkpoint in {run} is of another network: it differs in {', '.join(other)}")
-    if missing and "running" in normalisation_of(learner):
-        raise UserError(
-            f"the run in {run} kept no running statistics to normalise by: it was trained with other ones; "
-            "use normalisation support for an inductive number"
-        )
-    return int(tree["step"] if "step" in tree else tree["progress"]["step"])
-
-
-def run_config(run: Path) -> RunConfig:
-    """Read the settings of a run.
-
-    Args:
-        run: the run folder.
-
-    Returns:
-        The settings, resolved.
-
-    Raises:
-        UserError: the folder holds no run.
-    """
-    if not (run / "config.toml").exists():
-        raise UserError(
-            f"expected a run folder with a config.toml at {run}; train one by: kshot train protonet --out {run}"
-        )
-    return kept_config(run)
 
 
 def load_run(run: Path, *, root: Path | None = None) -> tuple[RunConfig, Learner, int]:

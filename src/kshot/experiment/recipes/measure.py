@@ -16,10 +16,12 @@ from kshot.evaluation.scores import Scores
 from kshot.evaluation.statistics import mean_ci95
 from kshot.experiment.embedded import evaluate_embedded
 from kshot.experiment.ensemble import Ensemble, with_views
+from kshot.experiment.folder import run_config
 from kshot.experiment.instances import by_instance, told
 from kshot.experiment.recipes.recipe import Row
 from kshot.experiment.recipes.standing import measure_head
-from kshot.experiment.run import evaluate_run, load_run, run_config
+from kshot.experiment.run import evaluate_run, load_run
+from kshot.experiment.weights import best_together
 
 #: Examples of each class in a sequence, as in the paper of MANN.
 N_INSTANCES = 10
@@ -79,11 +81,13 @@ def measure(row: Row, runs: Sequence[Path], root: Path | None) -> Record | Miles
         return milestone(run, test["until"])
     if "reached" in test:
         return seconds_until(run, test["reached"])
-    steps, excess, instance = (test.pop(name, None) for name in ("steps", "excess", "instance"))
+    steps, excess, instance, best = (test.pop(name, None) for name in ("steps", "excess", "instance", "best"))
     if instance is not None:
         return _at_instance(instance, test, run, root)
     options = {"n_inner_steps_eval": steps} if steps else None
     scorer = _scorer(test.pop("views", 1), runs if test.pop("together", False) else (), root)
+    if best:
+        scorer, test["steps_together"] = best_together(run, best, scorer)
     *_, scores, record = evaluate_run(run, options=options, root=root, scorer=scorer, **test)
     return _over_the_best(record, scores) if excess else record
 

@@ -25,6 +25,7 @@ _MAMLPP = "Antoniou et al. 2019, arXiv:1810.09502, first version, as quoted by o
 _FROM_MEMORY = "its paper, from memory"
 _BUDGET = "A small part of the paper's training; the rate falls to zero by a cosine."
 _FAIR = "Inductive (running statistics). One training for all rows, rotations as new classes. " + _BUDGET
+_TOGETHER = ", transductive, 1 query a class, best {} of validation together"
 _BATCH = (
     "Transductive rows normalise the queries by their own batch, as in the authors' code; the inductive ones are the "
     "same weights under the statistics of the support. " + _BUDGET
@@ -97,6 +98,8 @@ def _gradient(
     test = {"n_way": only, "n_episodes": more.pop("n_episodes", 1000)}
     # The papers judge one query a class; it matters where queries normalise each other.
     asked = rows(known, source, **test, shots=(1,), name=", transductive, 1 query a class", n_query=1)
+    if best := more.get("train", {}).get("keep_best", 0):
+        asked += rows(known, source, **test, shots=(1,), name=_TOGETHER.format(best), n_query=1, best=best)
     many = tuple(number if k > 1 else None for (_, k), number in zip(SETTINGS, known, strict=False))
     asked += rows(many, source, **test, name=", transductive")
     asked += rows(**test, name=", inductive (statistics of the support)", normalisation="support")
@@ -148,6 +151,13 @@ def _pixel_reader(name: str, steps: int, batching: str = "native") -> Recipe:
 
 #: Pooling in the place of strides, for which there are compiled kernels.
 _FUSED = {"network": {}, "train": {"compile": "off"}}
+#: The authors validate every 500 steps, and test what the best of their validations answer together.
+_EPOCHS = {
+    "network": {},
+    "train": {"compile": "off", "validate_every": 500, "keep_best": 5},
+    "note": " As the authors test, the weights of the best 5 of 30 validations answer together; the other rows are of "
+    "the best alone.",
+}
 _ONE_STEP = {"inner_lr": 0.4, "n_inner_steps": 1, "n_inner_steps_eval": 3}
 #: Without second derivatives a step of 0.4 was seen to learn far more slowly, in validation.
 _SMALL_STEP = {**_ONE_STEP, "inner_lr": 0.1}
@@ -245,7 +255,7 @@ RECIPES = (
     _gradient("boil", (5, 1, 1, 8), 7_000, **_FUSED),
     _gradient("metasgd", (5, 1, 1, 8), 10_000, **_FUSED),
     _gradient("metacurvature", (5, 1, 1, 8), 2_400),
-    _gradient("mamlpp", (5, 1, 1, 4), 15_000, (0.9947, 0.9985, None, None), _MAMLPP, **_FUSED),
+    _gradient("mamlpp", (5, 1, 1, 4), 15_000, (0.9947, 0.9985, None, None), _MAMLPP, **_EPOCHS),
     # At a rate of 1e-3 validation fell from 53 % after 120 steps to 33 % after 360.
     _gradient("imaml", (5, 1, 1, 4), 600, network={}, train={"compile": "off", "outer_lr": 3e-4}),
     _gradient("cavia", (5, 1, 5, 8), 4_500),

@@ -21,7 +21,7 @@ class Row:
         test: how ``evaluate_run`` is called, beside what ``kshot.experiment.recipes.measure`` knows: "steps" (inner
             ones), "until" (a cost in validation), "reached" (an accuracy there, by the clock), "excess" (over the best
             possible), "instance" (of a class), "head" (another method on the network of the run), "views" (of each
-            image) or "together" (the runs of all seeds answer as one).
+            image), "together" (the runs of all seeds answer as one) or "best" (so many validations of a run do).
         over_seeds: what stands for several trainings: their mean, their median, or the largest number.
     """
 

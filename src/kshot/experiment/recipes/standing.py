@@ -14,10 +14,11 @@ from kshot.evaluation.record import Record, record_of
 from kshot.experiment.build import build_learner, open_split, open_training, resolve
 from kshot.experiment.config import RunConfig
 from kshot.experiment.embedded import feature_tasks, renamed
+from kshot.experiment.folder import run_config
 from kshot.experiment.frozen import HEADS, Frozen, freeze_run, make_head
 from kshot.experiment.recipes.recipe import Row
-from kshot.experiment.run import load_weights, run_config
 from kshot.experiment.untrained import evaluate_untrained
+from kshot.experiment.weights import load_weights
 
 _CHUNK = 64
 

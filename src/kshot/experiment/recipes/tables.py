@@ -146,6 +146,8 @@ def _place(lines: dict[_Line, dict[tuple[int, int], dict[str, Any]]], recipe: st
     side = data.get("image_size", _SIDE)
     variants += [f"{side} × {side}"] if side != _SIDE else []
     variants += ["distorted images"] if data.get("augment", "none") != "none" else []
+    together = len(first.get("steps_together", ()))
+    variants += [f"best {together} of validation together"] if together else []
     who = (recipe, first["algorithm"], first["transductive"], ", ".join(variants))
     line = _Line(*who, first["n_episodes"], first["n_query"])
     lines.setdefault(line, {})[setting] = row
