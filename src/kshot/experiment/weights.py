@@ -55,7 +55,7 @@ def load_weights(learner: Learner, run: Path, kept: Path | None = None) -> int:
 
 
 def best_together(run: Path, n: int, scorer: Scorer = evaluate) -> tuple[Scorer, list[int]]:
-    """Let the weights of the best validations of one training answer together, as the authors of MAML++ test.
+    """Let the weights of the best validations of one training answer together, as the paper of MAML++ tests.
 
     Args:
         run: the run folder, of a training that kept so many (``keep_best``).

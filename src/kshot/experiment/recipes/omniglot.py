@@ -151,11 +151,11 @@ def _pixel_reader(name: str, steps: int, batching: str = "native") -> Recipe:
 
 #: Pooling in the place of strides, for which there are compiled kernels.
 _FUSED = {"network": {}, "train": {"compile": "off"}}
-#: The authors validate every 500 steps, and test what the best of their validations answer together.
+#: The paper validates every 500 steps, and tests what the three best of its validations answer together.
 _EPOCHS = {
     "network": {},
-    "train": {"compile": "off", "validate_every": 500, "keep_best": 5},
-    "note": " As the authors test, the weights of the best 5 of 30 validations answer together; the other rows are of "
+    "train": {"compile": "off", "validate_every": 500, "keep_best": 3},
+    "note": " As the paper tests, the weights of the best 3 of 30 validations answer together; the other rows are of "
     "the best alone.",
 }
 _ONE_STEP = {"inner_lr": 0.4, "n_inner_steps": 1, "n_inner_steps_eval": 3}
