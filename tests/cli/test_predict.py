@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -229,3 +230,18 @@ def test_a_class_called_unknown(kshot, mine, tmp_path):
     ran = kshot("predict", mine, far, "--unknown-rate", "0.6", "--out", tmp_path / "p.csv")
     assert ran.status == 0, ran.err
     assert "none of these" in {line["label"] for line in read(tmp_path / "p.csv")}
+
+
+def test_a_place_that_cannot_be_written_to_is_found_before_the_work(refused, table_model, tmp_path, monkeypatch):
+    new = write_table(tmp_path / "new.csv", rows(2), label="")
+    below = new / "deeper" / "report.html"
+    for command in (
+        ("fit", write_table(tmp_path / "old.csv", rows(4)), "--out", tmp_path / "x.kshot", "--report", below),
+        ("predict", table_model, new, "--out", tmp_path / "y.csv", "--report", below),
+    ):
+        assert f"the report cannot be written to {below}: {new} is a file" in refused(*command)
+    monkeypatch.setattr("os.access", lambda path, mode: Path(path) != tmp_path)
+    told = refused("predict", table_model, new, "--out", tmp_path / "none" / "y.csv")
+    assert f"you may not write to {tmp_path}; choose another folder" in told
+    assert not (tmp_path / "x.kshot").exists()
+    assert not (tmp_path / "y.csv").exists()

@@ -36,6 +36,14 @@ def test_sub_folders_are_classes(birds: Path) -> None:
     assert read_training(str(birds)).examples == source.examples
 
 
+def test_pictures_have_no_columns(birds: Path) -> None:
+    for asked, named in (({"label_column": "kind"}, "kind"), ({"columns": ("a", "b")}, "a, b")):
+        with pytest.raises(UserError, match=f"columns? {named}, got pictures .*the names of their folders"):
+            read_training(birds, **asked)
+    with pytest.raises(UserError, match="column kind, got pictures"):
+        read_inputs(birds / "gull", label_column="kind")
+
+
 def test_hidden_files_and_litter_are_ignored_and_other_files_noted(birds: Path) -> None:
     for name in (".hidden.png", "heron/.thumb.png", ".git/x.png", "Thumbs.db", "heron/desktop.ini", "__MACOSX/a.png"):
         path = birds / name

@@ -5,6 +5,7 @@ Nothing of scikit-learn or of an encoder is imported before a model is opened, s
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -255,6 +256,12 @@ def check_report_free(path: Path) -> None:
 def _check_file(path: Path, what: str) -> None:
     if path.is_dir():
         raise UserError(f"expected a file for {what}, {path} is a folder; name a file in it")
+    # Found out before minutes of work, and not when the rest is already written.
+    above = next((folder for folder in path.absolute().parents if folder.exists()), path)
+    if not above.is_dir():
+        raise UserError(f"{what} cannot be written to {path}: {above} is a file; choose another folder")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise UserError(f"{what} cannot be written to {path}: you may not write to {above}; choose another folder")
 
 
 def check_rate(rate: float) -> None:

@@ -69,6 +69,7 @@ def read_training(
     if path.is_dir():
         if kind not in (None, "image"):
             raise UserError(f"expected a file of {kind}s, got the folder {path}; pass a .csv, .tsv or .jsonl file")
+        _refuse_columns(path, text_column, label_column, columns)
         source = read_class_folders(path, skip_bad=skip_bad)
     elif path.suffix.lower() in GRID_SUFFIXES and kind != "image":
         wanted = Wanted(kind, text_column, label_column, tuple(columns), numeric=numeric)
@@ -121,6 +122,7 @@ def read_inputs(
         raise UserError("expected at least one file or folder, got none; name what to predict")
     _check_kind(kind)
     if all(_holds_images(p, kind) for p in paths):
+        _refuse_columns(paths[0], text_column, label_column, columns)
         source = list_images(paths)
     else:
         wanted = Wanted(kind, text_column, label_column, tuple(columns), labelled=False, numeric=numeric)
@@ -138,6 +140,15 @@ def read_inputs(
 def _check_kind(kind: str | None) -> None:
     if kind is not None and kind not in _KINDS:
         raise UserError(f"expected a kind of {', '.join(_KINDS)}, got {kind!r}; leave it out to find out by the data")
+
+
+def _refuse_columns(path: Path, text: str | None, label: str | None, columns: Sequence[str]) -> None:
+    named = [name for name in (text, label, *columns) if name]
+    if named:
+        raise UserError(
+            f"expected a file with the column{'s' * (len(named) > 1)} {', '.join(named)}, got pictures ({path}), which "
+            "have none; name a table, or leave them out: the classes of pictures are the names of their folders"
+        )
 
 
 def _holds_images(path: Path, kind: str | None) -> bool:
