@@ -247,6 +247,10 @@ def test_several_of_the_best_validations_are_kept(toy: Any, tmp_path: Path) -> N
     assert load_tree(checkpoints.best)["step"] == 2
     checkpoints.forget_validated(8)
     assert [step for step, _ in checkpoints.validated()] == [2, 8]
+    checkpoints.validated()[0][1].write_bytes(b"damaged")
+    assert [step for step, _ in checkpoints.validated()] == [8, 2]
+    checkpoints.keep_validated(14, {"val": 0.0}, 2)
+    assert [step for step, _ in checkpoints.validated()] == [8, 14]
 
 
 def test_a_run_forgets_the_validations_that_it_goes_past_again(toy: Any, tmp_path: Path) -> None:

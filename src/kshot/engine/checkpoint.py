@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -191,15 +192,12 @@ class Checkpoints:
         return sorted(found, reverse=True)
 
     def validated(self) -> list[tuple[int, Path]]:
-        """List the kept weights by their validation, the best first, and of equal ones the first.
+        """List the kept weights by their validation, the best first, and of equal ones the first; damaged ones last.
 
         Returns:
             (step, path) pairs.
-
-        Raises:
-            UserError: one of them is damaged.
         """
-        found = [(load_tree(path)["val"], step, path) for step, path in self._numbered("validated")]
+        found = [(_validation(path), step, path) for step, path in self._numbered("validated")]
         return [(step, path) for _, step, path in sorted(found, key=lambda kept: (-kept[0], kept[1]))]
 
     def keep_validated(self, step: int, tree: Tree, most: int) -> None:
@@ -211,11 +209,11 @@ class Checkpoints:
             most: how many to keep.
 
         Raises:
-            UserError: it could not be written, or another is damaged.
+            UserError: it could not be written.
         """
         save_tree(self.folder / f"validated-{step:08d}.safetensors", tree)
         for _, path in self.validated()[most:]:
-            path.unlink()
+            path.unlink(missing_ok=True)
 
     def forget_validated(self, after: int) -> None:
         """Remove the weights of validations that a run goes past again.
@@ -225,7 +223,7 @@ class Checkpoints:
         """
         for step, path in self._numbered("validated"):
             if step > after:
-                path.unlink()
+                path.unlink(missing_ok=True)  # each process of a run does so
 
     def save(self, step: int, tree: Tree) -> Path:
         """Write the checkpoint of a step, then forget the oldest.
@@ -266,3 +264,11 @@ class Checkpoints:
                 problems.append(str(error))
         detail = "; ".join(problems) or "the folder has none"
         raise UserError(f"expected a usable checkpoint in {self.folder}: {detail}. Start again without --resume")
+
+
+def _validation(path: Path) -> float:
+    # A damaged one must not keep a run from going on; who loads it is told.
+    try:
+        return float(load_tree(path)["val"])
+    except UserError:
+        return -math.inf
