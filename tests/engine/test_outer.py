@@ -33,6 +33,16 @@ def test_cosine_falls_from_one_to_zero() -> None:
     assert rate_factor(15, 10, "cosine") == pytest.approx(0)  # a run made longer by hand
 
 
+def test_a_cosine_begins_again_lower() -> None:
+    once = factors("cosine", 5)
+    assert factors("cosine", 12, every=5, gamma=0.4) == [
+        *once,
+        *(pytest.approx(0.4 * f) for f in once),
+        *(pytest.approx(0.16 * f) for f in once[:2]),
+    ]
+    assert rate_factor(9, 99, "cosine", warmup=4, every=5, gamma=0.4) == pytest.approx(0.4)
+
+
 def test_warmup_rises_and_the_schedule_begins_after_it() -> None:
     rise = [0.25, 0.5, 0.75, 1.0]
     assert factors("constant", warmup=4) == rise + [1.0] * 6

@@ -35,8 +35,9 @@ class TrainConfig:
         weight_decay: weight decay of the outer optimiser.
         momentum: Nesterov momentum of sgd, plain momentum of rmsprop.
         schedule: constant, step or cosine.
-        lr_every: steps between two decays of the step schedule; 2000 in ProtoNet.
-        lr_gamma: factor of the step schedule; 0.5 in ProtoNet.
+        lr_every: steps between two decays of the step schedule, 2000 in ProtoNet; with cosine, steps after which it
+            begins again.
+        lr_gamma: factor of a decay, or of a new beginning; 0.5 in ProtoNet.
         warmup: steps of linear rise of the outer learning rate.
         clip_norm: bound on the norm of the outer gradient; 0 for none.
         clip_value: bound on each entry of the outer gradient, before that on the norm; 0 for none, 10 in the paper of

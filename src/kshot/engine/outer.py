@@ -88,10 +88,12 @@ def rate_factor(step: int, n_steps: int, name: str, *, warmup: int = 0, every: i
     Args:
         step: 0-based outer step.
         n_steps: planned number of steps.
-        name: "constant"; "step" (times ``gamma`` each ``every`` steps, ProtoNet: 0.5, 2000); "cosine" (to zero).
+        name: "constant"; "step" (times ``gamma`` each ``every`` steps, ProtoNet: 0.5, 2000); "cosine" (to zero, and
+            with ``every`` again and again, Loshchilov & Hutter 2017, arXiv:1608.03983, from ``gamma`` times the rate
+            before).
         warmup: steps of linear rise from zero; the schedule begins after them.
-        every: see "step".
-        gamma: see "step".
+        every: steps of a decay, or of a cosine.
+        gamma: see above.
 
     Returns:
         A number from 0 to 1.
@@ -108,8 +110,10 @@ def rate_factor(step: int, n_steps: int, name: str, *, warmup: int = 0, every: i
             raise UserError(f"expected lr_every >= 1 for the step schedule, got {every}")
         return gamma ** ((step - warmup) // every)
     if name == "cosine":
-        done = (step - warmup) / max(n_steps - warmup, 1)
-        return 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
+        # A run that was made longer by hand stays at zero, or begins once more.
+        again, done = divmod(step - warmup, every) if every else (0, step - warmup)
+        length = every or max(n_steps - warmup, 1)
+        return gamma**again * 0.5 * (1 + math.cos(math.pi * min(done / length, 1.0)))
     raise UserError(f"schedule must be one of {', '.join(SCHEDULES)}, got {name!r}")
 
 

@@ -209,9 +209,10 @@ _MANN = Recipe(
         evaluation=EvalConfig(eval_episodes=0, val_episodes=100),
         network=BackboneConfig(backbone="none"),
         train=TrainConfig(
-            steps=40_000,
+            steps=80_000,
             outer_lr=4e-3,
             schedule="cosine",
+            lr_every=40_000,
             clip_norm=10.0,
             batching="fused",
             validate_every=1000,
@@ -227,8 +228,8 @@ _MANN = Recipe(
         *rows(n_way=5),
     ),
     protocol="Pixels straight into the controller; sequences of ten examples of each of five classes, mixed, judged at "
-    "every step. 640,000 sequences by Adam, 16 at a time, its rate falling to zero by a cosine; the paper has "
-    "100,000 episodes by RMSProp. The best step by accuracy from one example of each class on meta_val is tested. "
+    "every step. 1,280,000 sequences by Adam, 16 at a time, its rate falling to zero by a cosine, and by a second one "
+    "from half of it; the paper has 100,000 episodes by RMSProp. The best step by accuracy from one example of each class on meta_val is tested. "
     "Training images are turned, sheared, scaled and shifted a little; the paper turns and shifts them. Rows of ways "
     "and shots: queries alone, each behind the support.",
 )
