@@ -230,8 +230,8 @@ _MANN = Recipe(
     protocol="Pixels straight into the controller; sequences of ten examples of each of five classes, mixed, judged at "
     "every step. 1,280,000 sequences by Adam, 16 at a time, its rate falling to zero by a cosine, and by a second one "
     "from half of it; the paper has 100,000 episodes by RMSProp. The best step by accuracy from one example of each "
-    "class on meta_val is tested. Training images are turned, sheared, scaled and shifted a little; the paper turns and "
-    "shifts them. Rows of ways and shots: queries alone, each behind the support.",
+    "class on meta_val is tested. Training images are turned, sheared, scaled and shifted a little; the paper turns "
+    "and shifts them. Rows of ways and shots: queries alone, each behind the support.",
 )
 
 _MISHRA = "Mishra et al. 2018, arXiv:1707.03141, Table 1"
