@@ -45,13 +45,13 @@ def test_conv4_512_embeds_images_of_either_size(image: tuple[int, int], n_featur
 
 
 @pytest.mark.parametrize("side", [16, 17, 31, 33])
-@pytest.mark.parametrize("downsample", ["pool", "stride", "first2"])
+@pytest.mark.parametrize("downsample", ["pool", "stride", "first2", "first3"])
 def test_n_features_is_told_right_for_odd_sides(side: int, downsample: str) -> None:
     conv = Conv4(2, 3, side, "none", downsample)
     assert conv(torch.zeros(1, 2, side, side)).shape == (1, conv.n_features)
 
 
-@pytest.mark.parametrize("downsample", ["pool", "stride", "first2"])
+@pytest.mark.parametrize("downsample", ["pool", "stride", "first2", "first3"])
 def test_a_block_is_convolution_batch_norm_relu_and_halving(downsample: str) -> None:
     conv, x = Conv4(2, 3, 20, "running", downsample).double(), images(5, 2, 20, 20)
     expected = x
@@ -59,7 +59,7 @@ def test_a_block_is_convolution_batch_norm_relu_and_halving(downsample: str) -> 
         stride = 2 if downsample == "stride" else 1
         expected = F.conv2d(expected, block.conv.weight, block.conv.bias, stride=stride, padding=1)
         expected = F.relu(F.batch_norm(expected, None, None, block.norm.weight, block.norm.bias, training=True))
-        halved = downsample == "pool" or (downsample == "first2" and i < 2)
+        halved = downsample == "pool" or i < {"first2": 2, "first3": 3}.get(downsample, 0)
         expected = F.max_pool2d(expected, 2) if halved else expected
     torch.testing.assert_close(conv(x), expected.flatten(1), rtol=1e-9, atol=1e-9)
 
@@ -74,7 +74,7 @@ def test_a_task_axis_equals_a_loop(normalisation: str, training: bool) -> None:
 
 
 def test_what_cannot_be_built_is_refused() -> None:
-    with pytest.raises(UserError, match="downsample must be one of pool, stride, first2, got 'mean'"):
+    with pytest.raises(UserError, match="downsample must be one of pool, stride, first2, first3, got 'mean'"):
         Conv4(downsample="mean")
     with pytest.raises(UserError, match="side of at least 16 pixels, got 15"):
         Conv4(image_size=15)

@@ -161,8 +161,9 @@ def test_blocks_that_do_not_pool():
 
 @needs_compiler
 @pytest.mark.parametrize("training", [True, False])
-def test_pooling_in_the_first_two_blocks(training):
-    net, x = Conv4(downsample="first2").double(), _drawings(2, 5, torch.float64)
+@pytest.mark.parametrize("downsample", ["first2", "first3"])
+def test_pooling_in_the_first_blocks_only(training, downsample):
+    net, x = Conv4(downsample=downsample).double(), _drawings(2, 5, torch.float64)
     net(x[0])  # so that the statistics that are stored are not those that it is born with
     net.train(training)
     with native.switched_off():

@@ -83,7 +83,7 @@ class BackboneConfig:
             are, flattened).
         normalisation: auto (what the method's paper uses), running, episode, support, layer or none.
         n_filters: channels of conv4.
-        downsample: how conv4 halves the side: pool, stride, or first2 (pool, in two of four blocks).
+        downsample: how conv4 halves the side: pool, stride, or first2, first3 (pool, in so many of four blocks).
         hidden: widths of the layers of mlp.
     """
 

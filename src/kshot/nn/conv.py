@@ -19,7 +19,8 @@ from kshot.core.errors import UserError
 from kshot.nn import native
 from kshot.nn.norm import Norm
 
-DOWNSAMPLES = ("pool", "stride", "first2")
+DOWNSAMPLES = ("pool", "stride", "first2", "first3")
+_FIRST = {"first2": 2, "first3": 3}
 
 
 class ConvBlock(nn.Module):
@@ -76,14 +77,15 @@ class Conv4(nn.Module):
         n_filters: channels of every block, 64 in the papers.
         image_size: side of the square images in pixels; at least 16 when pooling.
         normalisation: see ``kshot.nn.norm``.
-        downsample: "pool" (Matching, Prototypical Networks), "stride" (MAML on Omniglot) or "first2" (Relation
-            Networks: pooling in the first two blocks).
+        downsample: "pool" (Matching, Prototypical Networks), "stride" (MAML on Omniglot), "first2" (Relation
+            Networks: pooling in the first two blocks) or "first3".
 
     Attributes:
         takes_tasks: a leading task axis is allowed.
         design: what the compiled kernels are told of it; None where they do not know it.
         map_shape: (C, h, w) of the features before they are flattened.
-        n_features: D, length of the embedding; 64 for 28x28 images and 64 filters with pooling.
+        n_features: D, length of the embedding; 64 for 28x28 images and 64 filters with pooling,
+            576 with "first3".
 
     Raises:
         UserError: images too small, or an unknown way to downsample.
@@ -102,7 +104,8 @@ class Conv4(nn.Module):
         super().__init__()
         if downsample not in DOWNSAMPLES:
             raise UserError(f"downsample must be one of {', '.join(DOWNSAMPLES)}, got {downsample!r}")
-        side, ways = image_size, ["pool", "pool", "no", "no"] if downsample == "first2" else [downsample] * 4
+        n_pools = _FIRST.get(downsample)
+        side, ways = image_size, [downsample] * 4 if n_pools is None else ["pool"] * n_pools + ["no"] * (4 - n_pools)
         for way in ways:
             side = {"pool": side // 2, "stride": (side + 1) // 2, "no": side}[way]
         if side < 1:

@@ -263,7 +263,7 @@ RECIPES = (
     _gradient(
         "reptile",
         (5, 5, 1, 8),
-        8_000,
+        5_000,
         (0.9768, 0.9948, None, None),
         _REPTILE,
         # As many examples as the support of the test, whose statistics then are those of the training.
