@@ -230,7 +230,11 @@ RECIPES = (
         f"{_FAIR} 100 episodes: each pair of images is a problem of transport.",
         network={"downsample": "first2"},
     ),
-    _metric("r2d2", (60, 1, 5, 1), 6_000, (0.9891, 0.9974, 0.9624, 0.9920), _FROM_MEMORY),
+    # The authors' embeddings have 512 numbers, those of the last two of four blocks; with four poolings there are 64.
+    _metric(
+        *("r2d2", (60, 1, 5, 1), 6_000, (0.9891, 0.9974, 0.9624, 0.9920), _FROM_MEMORY),
+        network={"downsample": "first3"},
+    ),
     _metric("lrd2", (5, 1, 15, 1), 9_000),
     _metric("metaoptnet", (5, 5, 6, 1), 9_000),
     _metric("dkt", (5, 1, 15, 1), 9_000),
@@ -263,11 +267,11 @@ RECIPES = (
     _gradient(
         "reptile",
         (5, 5, 1, 8),
-        5_000,
+        8_000,
         (0.9768, 0.9948, None, None),
         _REPTILE,
-        # As many examples as the support of the test, whose statistics then are those of the training.
-        **{**_QUICK_REPTILE, "inner_batch": 5, "n_inner_steps": 6},
+        inner_batch=10,
+        **_QUICK_REPTILE,
     ),
     _many_ways("maml", (20, 1, 1, 2), 12_000, (None, None, 0.958, None), _FINN, **_ONE_STEP, **_FUSED),
     _many_ways(
