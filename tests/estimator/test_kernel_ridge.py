@@ -7,7 +7,14 @@ import math
 import pytest
 import torch
 
-from kshot.estimator.kernel_ridge import Kernel, Scale, choose_kernel, fit_kernel_ridge, left_out_errors
+from kshot.estimator.kernel_ridge import (
+    Kernel,
+    Scale,
+    choose_kernel,
+    fit_kernel_ridge,
+    left_out_errors,
+    nested_residuals,
+)
 
 
 def problem(n: int = 14, d: int = 3, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -133,3 +140,31 @@ def test_the_nearest_shot_of_a_shot_is_itself() -> None:
     assert index[:, 0].tolist() == list(range(len(z)))
     assert bool((distances[:, 0] < 1e-9).all())
     assert bool((distances[:, 1] > 1e-3).all())
+
+
+@pytest.mark.parametrize("n", [4, 5, 14])
+def test_the_kernel_is_chosen_without_the_shot_that_is_left_out(n: int) -> None:
+    z, y = problem(n)
+    x = Scale.of(z, unit=False).apply(z)
+    got, chosen = nested_residuals(x, y), []
+    for i in range(n):
+        kept = torch.arange(n) != i
+        chosen.append(choose_kernel(x[kept], y[kept]))
+        own = y[i] - solved(chosen[-1], x[kept], y[kept], x[i : i + 1])[0]
+        torch.testing.assert_close(got[i], own, rtol=1e-6, atol=1e-8)
+    assert len(set(chosen)) > 1, "else it would be no test of the choice"
+
+
+def test_the_error_to_expect_is_neither_too_low_nor_too_high() -> None:
+    told, plain, true = [], [], []
+    for seed in range(150):
+        g = torch.Generator().manual_seed(seed)
+        z = torch.randn(510, 5, generator=g, dtype=torch.float64)
+        y = z[:, 0] + torch.sin(2 * z[:, 1]) + 0.5 * torch.randn(510, generator=g, dtype=torch.float64)
+        fitted = fit_kernel_ridge(z[:10], y[:10], unit=False, order=torch.arange(10))
+        told.append(float(nested_residuals(fitted.x, y[:10]).square().mean()))
+        plain.append(float(fitted.residuals.square().mean()))
+        true.append(float((fitted.mean(z[10:]) - y[10:]).square().mean()))
+    mean = {name: sum(found) / len(found) for name, found in (("told", told), ("plain", plain), ("true", true))}
+    assert math.sqrt(mean["told"] / mean["true"]) == pytest.approx(1, abs=0.1), mean
+    assert math.sqrt(mean["plain"] / mean["true"]) < 0.9
