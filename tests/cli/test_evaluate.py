@@ -64,6 +64,8 @@ def test_the_best_validations_answer_together(kshot, refused, tmp_path):
     assert f"steps {steps} together" in kshot("evaluate", run, "--n-episodes", 2, "--best", 2).out
     assert "holds the weights of 2: train with --keep-best 3" in refused("evaluate", run, "--best", 3)
     assert "expected best >= 1, got 0" in refused("evaluate", run, "--best", 0)
+    assert "leave out --ways" in refused("evaluate", run, "--best", 2, "--ways", 5, "--shots", 1)
+    assert "has nothing to train" in refused("evaluate", "nearest", "--data", "glyphs", "--best", 2)
     none = refused(*train, "--steps", 2, "--validate-every", 0, "--keep-best", 2, "--out", tmp_path / "none")
     assert "expected validations to keep the best 2 of" in none
 

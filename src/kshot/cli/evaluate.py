@@ -70,6 +70,7 @@ def run(args: Sequence[str]) -> int:
     if config is None:
         raise UserError("expected the folder of a run first: kshot evaluate RUN ...")
     check_json_free(found.json)
+    _check_best(args, config, found)
     if found.ways or found.shots:
         return _grid(args, Path(folder), config, data, found)
     record = _evaluate(args, Path(folder), config, data, found)
@@ -81,6 +82,15 @@ def run(args: Sequence[str]) -> int:
         record.write(found.json)
         print(f"written to {found.json}")
     return 0
+
+
+def _check_best(args: Sequence[str], config: RunConfig, found: Any) -> None:
+    if _given(found.best, "best", args) is None:
+        return
+    if found.ways or found.shots or found.instances:
+        raise UserError("expected --best alone, for it is of one test; leave out --ways, --shots and --instances")
+    if method(config.algorithm).learner.trained_on == "nothing":
+        raise UserError(f"{config.algorithm} has nothing to train, and so no validations; leave out --best")
 
 
 def _config(folder: str, data: str | None) -> RunConfig:
