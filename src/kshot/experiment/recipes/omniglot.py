@@ -97,9 +97,12 @@ def _gradient(
     only = 0 if method(name).learner.any_way else task[0]
     test = {"n_way": only, "n_episodes": more.pop("n_episodes", 1000)}
     # The papers judge one query a class; it matters where queries normalise each other.
-    asked = rows(known, source, **test, shots=(1,), name=", transductive, 1 query a class", n_query=1)
+    one = {"shots": (1,), "n_query": 1, **test}
     if best := more.get("train", {}).get("keep_best", 0):
-        asked += rows(known, source, **test, shots=(1,), name=_TOGETHER.format(best), n_query=1, best=best)
+        asked = rows(known, source, **one, name=_TOGETHER.format(best), best=best)
+        asked += rows(**one, name=", transductive, 1 query a class")
+    else:
+        asked = rows(known, source, **one, name=", transductive, 1 query a class")
     many = tuple(number if k > 1 else None for (_, k), number in zip(SETTINGS, known, strict=False))
     asked += rows(many, source, **test, name=", transductive")
     asked += rows(**test, name=", inductive (statistics of the support)", normalisation="support")

@@ -24,6 +24,8 @@ Recipes = Mapping[str, Recipe]
 _TASKS, _QUERIES = 1000, 15
 #: Pixels of an image, likewise.
 _SIDE = 28
+#: How the line of several validations of a training that answer together begins.
+_BEST = "best"
 #: Options that make one method another line.
 _VARIANTS = {"first_order": "first order", "fce": "full context"}
 
@@ -102,7 +104,8 @@ def short_table(results: Results, known: Recipes, words: tuple[str, str, str, st
     made = [table_line([method, inference, *heads]), table_line(["---"] * (2 + len(heads)))]
     found: dict[tuple[str, str], dict[tuple[int, int], str]] = {}
     for line, cells in _omniglot_lines(results, known)[1].items():
-        name = ", ".join([f"`{line.algorithm}`", *([line.variant] if line.variant else [])])
+        variant = "" if line.variant.startswith(_BEST) else line.variant  # the way of its paper
+        name = ", ".join([f"`{line.algorithm}`", *([variant] if variant else [])])
         for setting, row in cells.items():
             if row["published"] is not None:
                 own = found.setdefault((name, transductive if line.transductive else inductive), {})
@@ -147,7 +150,7 @@ def _place(lines: dict[_Line, dict[tuple[int, int], dict[str, Any]]], recipe: st
     variants += [f"{side} × {side}"] if side != _SIDE else []
     variants += ["distorted images"] if data.get("augment", "none") != "none" else []
     together = len(first.get("steps_together", ()))
-    variants += [f"best {together} of validation together"] if together else []
+    variants += [f"{_BEST} {together} of validation together"] if together else []
     who = (recipe, first["algorithm"], first["transductive"], ", ".join(variants))
     line = _Line(*who, first["n_episodes"], first["n_query"])
     lines.setdefault(line, {})[setting] = row
