@@ -104,6 +104,45 @@ def _config(folder: str, data: str | None) -> RunConfig:
     return RunConfig(folder, data)
 
 
+def _flag(name: str, kind: Any, default: Any, meaning: str, metavar: str | None, hint: str | None) -> Any:
+    return name, Annotated[kind, arg(metavar=metavar, help=meaning, help_behavior_hint=hint)], default
+
+
+#: Flags that are the same for every algorithm and data set.
+_REST: list[Any] = [
+    _flag(
+        "normalisation",
+        str,
+        "",
+        "take other statistics than in training: support is inductive where episode is transductive",
+        f"{{{','.join(NORMALISATIONS)}}}",
+        "(default: as in training)",
+    ),
+    _flag(
+        "best",
+        int,
+        0,
+        "let the weights of the N best validations answer together, of a run trained with --keep-best",
+        "N",
+        "(default: the best alone)",
+    ),
+    ("device", Annotated[str, arg(help="auto, cpu, cuda, cuda:0, mps")], "auto"),
+    ("threads", Annotated[int, arg(help="threads on a CPU; 0 for PyTorch's choice")], 0),
+    _flag(
+        "instances",
+        int,
+        0,
+        "also tell accuracy at the 1st to Nth example of a class, along sequences of all classes mixed",
+        "N",
+        "(default: none)",
+    ),
+    _flag("ways", tuple[int, ...], (), "test at each of these numbers of classes; with --shots", "N ...", _NONE),
+    _flag("shots", tuple[int, ...], (), "and at each of these of support examples of a class", "N ...", _NONE),
+    _flag("json", str, "", "write the record there; - for standard output alone", "FILE", "(default: none)"),
+    _flag("data_root", str, "", "where data sets lie", "DIR", "(default: KSHOT_DATA, or the user's cache folder)"),
+]
+
+
 def shape(config: RunConfig | None, data: str) -> type:
     """Make the class that holds every flag of an evaluation.
 
@@ -114,10 +153,6 @@ def shape(config: RunConfig | None, data: str) -> type:
     Returns:
         A dataclass; the options of the algorithm and of the data set are groups of these two names.
     """
-
-    def flag(name: str, kind: Any, default: Any, meaning: str, metavar: str | None, hint: str | None) -> Any:
-        return name, Annotated[kind, arg(metavar=metavar, help=meaning, help_behavior_hint=hint)], default
-
     ours = "(default: as the run was tested)"
     empty = dataclasses.make_dataclass("Options", [], frozen=True)
     mine = algorithm_group(config.algorithm, data, config.task.n_way, config.options) if config else empty
@@ -126,45 +161,14 @@ def shape(config: RunConfig | None, data: str) -> type:
         "Evaluate",
         [
             ("run", Annotated[Positional[str], arg(metavar="RUN", help="the run folder", help_behavior_hint="")], ""),
-            flag("data", str, "", "data set", "NAME", "(default: as the run was trained)"),
+            _flag("data", str, "", "data set", "NAME", "(default: as the run was trained)"),
             ("split", Annotated[Literal["meta_train", "meta_val", "meta_test"], arg(help="part of it")], "meta_test"),
-            flag("n_way", int, 0, "classes of a task", None, ours),
-            flag("n_shot", int, 0, "support examples of each class, or points of a regression task", None, ours),
-            flag("n_query", int, 0, "query examples of each class, or points of a regression task", None, ours),
+            _flag("n_way", int, 0, "classes of a task", None, ours),
+            _flag("n_shot", int, 0, "support examples of each class, or points of a regression task", None, ours),
+            _flag("n_query", int, 0, "query examples of each class, or points of a regression task", None, ours),
             ("n_episodes", Annotated[int, arg(help="how many tasks")], 600),
             ("seed", Annotated[int, arg(help="of the episodes; the same seed gives the same episodes")], 0),
-            flag(
-                "normalisation",
-                str,
-                "",
-                "take other statistics than in training: support is inductive where episode is transductive",
-                f"{{{','.join(NORMALISATIONS)}}}",
-                "(default: as in training)",
-            ),
-            flag(
-                "best",
-                int,
-                0,
-                "let the weights of the N best validations answer together, of a run trained with --keep-best",
-                "N",
-                "(default: the best alone)",
-            ),
-            ("device", Annotated[str, arg(help="auto, cpu, cuda, cuda:0, mps")], "auto"),
-            ("threads", Annotated[int, arg(help="threads on a CPU; 0 for PyTorch's choice")], 0),
-            flag(
-                "instances",
-                int,
-                0,
-                "also tell accuracy at the 1st to Nth example of a class, along sequences of all classes mixed",
-                "N",
-                "(default: none)",
-            ),
-            flag("ways", tuple[int, ...], (), "test at each of these numbers of classes; with --shots", "N ...", _NONE),
-            flag("shots", tuple[int, ...], (), "and at each of these of support examples of a class", "N ...", _NONE),
-            flag("json", str, "", "write the record there; - for standard output alone", "FILE", "(default: none)"),
-            flag(
-                "data_root", str, "", "where data sets lie", "DIR", "(default: KSHOT_DATA, or the user's cache folder)"
-            ),
+            *_REST,
             (config.algorithm if config else _ALGORITHM, mine, dataclasses.field(default=mine())),
             (data or _DATA, theirs, dataclasses.field(default=theirs())),
         ],
