@@ -70,6 +70,29 @@ def test_the_best_validations_answer_together(kshot, refused, tmp_path):
     assert "expected validations to keep the best 2 of" in none
 
 
+def test_validations_together_do_the_tasks_that_one_of_them_does(kshot, refused, tmp_path):
+    run = tmp_path / "five"
+    train = (
+        "train",
+        "maml",
+        "--data",
+        "glyphs",
+        "--n-filters",
+        4,
+        "--n-query",
+        2,
+        "--n-tasks",
+        2,
+        "--batching",
+        "loop",
+    )
+    lengths = ("--steps", 4, "--validate-every", 2, "--val-episodes", 4, "--eval-episodes", 0)
+    assert kshot(*train, *lengths, "--keep-best", 2, "--out", run).status == 0
+    asked = ("evaluate", run, "--best", 2, "--n-episodes", 2)
+    assert kshot(*asked).status == 0
+    assert "built for 5 outputs, got tasks with 7" in refused(*asked, "--n-way", 7)
+
+
 def test_other_statistics(kshot, glyphs_run):
     """Weights stay; the leak of information between queries comes and goes with the statistics."""
     found = _json(kshot, glyphs_run, "--normalisation", "episode", "--n-episodes", 3)

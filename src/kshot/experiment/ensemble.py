@@ -22,14 +22,22 @@ class Ensemble(Learner):
         UserError: there are none.
     """
 
-    kinds = ("classification", "regression", "sequence")
-
     def __init__(self, members: Sequence[Learner]) -> None:
         super().__init__()
         if not members:
             raise UserError("expected at least one learner to answer, got none")
         self.members = nn.ModuleList(members)
         self.spec = members[0].spec
+
+    @property
+    def kinds(self) -> tuple[str, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Kinds of tasks, as of the members."""
+        return self.learners()[0].kinds
+
+    @property
+    def any_way(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """True if each member answers tasks of other numbers of classes than it was built for."""
+        return all(member.any_way for member in self.learners())
 
     @property
     def transductive(self) -> bool:
