@@ -198,7 +198,7 @@ class EmbeddingLearner(Learner):
                 labelled(z, Split(None, y, support.n_way)), labelled(zq, Split(None, yq, query.n_way))
             )
 
-        return torch.func.vmap(one)(z[:, :n_support], z[:, n_support:], support.y, query.y)
+        return torch.func.vmap(one, randomness="different")(z[:, :n_support], z[:, n_support:], support.y, query.y)
 
 
 class PretrainedLearner(EmbeddingLearner):

@@ -16,7 +16,7 @@ from kshot.core.registry import unknown
 from kshot.data.catalog import dataset, open_source
 from kshot.data.class_batches import ClassBatches
 from kshot.data.source import TaskSource
-from kshot.experiment.config import RunConfig, typed
+from kshot.experiment.config import EvalConfig, RunConfig, typed
 from kshot.nn.conv import Conv4
 from kshot.nn.flat import Flat
 from kshot.nn.mlp import MLP
@@ -145,8 +145,9 @@ def resolve(config: RunConfig, spec: Spec) -> RunConfig:
         # The multi-layer perceptrons of the papers have no normalisation.
         mode = found.learner.default_normalisation if network.backbone in _CONVOLUTIONAL else "none"
         network = dataclasses.replace(network, normalisation=mode)
-    _check_ways(config, found, spec)
-    return dataclasses.replace(config, network=network, options=_options(found, spec, config.options))
+    options = _options(found, spec, config.options)
+    evaluation = _at_ways(config.evaluation, found, spec, options)
+    return dataclasses.replace(config, network=network, evaluation=evaluation, options=options)
 
 
 def _usual_backbone(spec: Spec) -> str:
@@ -164,13 +165,18 @@ def _options(found: Method, spec: Spec, given: dict[str, Any]) -> dict[str, Any]
     return {**{k: p.default for k, p in known.items()}, **found.learner.paper_options(spec), **checked}
 
 
-def _check_ways(config: RunConfig, found: Method, spec: Spec) -> None:
-    wanted = config.evaluation.eval_n_way
-    if spec.kind == "classification" and wanted and wanted != spec.n_outputs and not found.learner.any_way:
+def _at_ways(evaluation: EvalConfig, found: Method, spec: Spec, options: dict[str, Any]) -> EvalConfig:
+    """Test a method with a head for W classes on tasks of W: those of training, or fewer that are dealt from them."""
+    if spec.kind != "classification" or found.learner.any_way:
+        return evaluation
+    dealt, wanted = options.get("ways") or 0, evaluation.eval_n_way
+    if wanted not in (0, dealt or spec.n_outputs):
+        change = f"ways={wanted} among its options" if dealt else f"n_way={wanted}"
         raise UserError(
-            f"{found.name} learns a head for {spec.n_outputs} classes and cannot be evaluated at {wanted}; "
-            f"train with n_way={wanted}, or evaluate at {spec.n_outputs}"
+            f"{found.name} learns a head for {dealt or spec.n_outputs} classes and cannot be evaluated at {wanted}; "
+            f"train with {change}, or evaluate at {dealt or spec.n_outputs}"
         )
+    return dataclasses.replace(evaluation, eval_n_way=wanted or dealt)
 
 
 def build_learner(config: RunConfig, spec: Spec) -> Learner:
@@ -188,7 +194,7 @@ def build_learner(config: RunConfig, spec: Spec) -> Learner:
         torch.manual_seed(generator(config.train.seed, "weights").initial_seed())
         backbone = build_backbone(config, spec)
         learner = method(config.algorithm).learner.from_backbone(backbone, spec, **config.options)
-    learner.spec = spec
+    learner.spec = learner.spec or spec
     return learner
 
 

@@ -19,6 +19,7 @@ AttentionBlock(K, V)    ``kshot.nn.causal.AttentionBlock``
 Differs from the paper: an episode has many queries, each of them the last step of a sequence of its own; nothing before
 depends on it, so what is made of the support is computed once for all. Of first weights the paper says nothing: here
 the maps to keys and to questions begin equal in each attention, so that it begins as likeness; they are learned apart.
+A training task may have more classes than the tasks it is for, which are then dealt from it: see ``ways``.
 
 Checked by: tests/reference/test_snail.py (convolutions, masks and softmax of the whole sequence, query by query).
 """
@@ -32,7 +33,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kshot.core import Spec, UserError, register
-from kshot.engine.embedding import EmbeddingLearner, Labelled
+from kshot.engine.dealing import Deal, DealtLearner
+from kshot.engine.embedding import Labelled
 from kshot.nn.causal import AttentionBlock, TCBlock
 from kshot.nn.memory.labelled import shown
 
@@ -42,7 +44,7 @@ from kshot.nn.memory.labelled import shown
     family="memory",
     paper="Mishra, Rohaninejad, Chen, Abbeel, A Simple Neural Attentive Meta-Learner, ICLR 2018, arXiv:1707.03141",
 )
-class SNAIL(EmbeddingLearner):
+class SNAIL(DealtLearner):
     """Simple neural attentive meta-learner, as in the appendix on few-shot classification.
 
     Args:
@@ -53,13 +55,16 @@ class SNAIL(EmbeddingLearner):
         tc_filters: D of the temporal convolutions; 128 in the paper.
         keys: sizes of the keys of the three attentions; 64, 256, 512 in the paper.
         values: sizes of their values; 32, 128, 256 in the paper.
+        ways: W, classes of the tasks that are dealt from each training task, see ``kshot.engine.dealing``; 0, as in the
+            paper, for those of the training task itself.
+        deals: tasks that are dealt from each.
+        near: share of them whose classes are near to each other.
 
     Raises:
-        UserError: a size is below 1, or there are not three of them.
+        UserError: a size is below 1, there are not three of them, or nothing can be dealt.
     """
 
     kinds = ("classification", "regression")
-    any_way = False
     order_matters = True
     label_equivariant = False
 
@@ -72,8 +77,11 @@ class SNAIL(EmbeddingLearner):
         tc_filters: int = 128,
         keys: tuple[int, ...] = (64, 256, 512),
         values: tuple[int, ...] = (32, 128, 256),
+        ways: int = 0,
+        deals: int = 32,
+        near: float = 0.5,
     ) -> None:
-        super().__init__(backbone)
+        super().__init__(backbone, spec, Deal(ways, deals, near))
         if len(keys) != 3 or len(values) != 3:
             raise UserError(f"expected keys and values of three attentions, got {keys} and {values}; give three each")
         if min(length - 1, tc_filters, *keys, *values) < 1:
@@ -81,8 +89,7 @@ class SNAIL(EmbeddingLearner):
                 f"expected sizes of at least 1 and a length of at least 2, got length={length}, "
                 f"tc_filters={tc_filters}, keys={keys}, values={values}"
             )
-        self.spec = spec
-        width = int(getattr(backbone, "n_features", 0)) + spec.n_outputs
+        width = int(getattr(backbone, "n_features", 0)) + self.spec.n_outputs
         layers: list[nn.Module] = []
         for i in range(3):
             layers.append(AttentionBlock(width, keys[i], values[i]))
@@ -91,7 +98,7 @@ class SNAIL(EmbeddingLearner):
                 convolutions = TCBlock(width, length, tc_filters)
                 layers.append(convolutions)
                 width = convolutions.n_features
-        self.body, self.head = nn.ModuleList(layers), nn.Linear(width, spec.n_outputs)
+        self.body, self.head = nn.ModuleList(layers), nn.Linear(width, self.spec.n_outputs)
 
     @classmethod
     def from_backbone(cls, backbone: nn.Module, spec: Spec, **options: Any) -> SNAIL:

@@ -239,26 +239,27 @@ _MANN = Recipe(
 _MISHRA = "Mishra et al. 2018, arXiv:1707.03141, Table 1"
 
 
-def _snail(task: TaskConfig, published: float, least: float) -> Recipe:
-    test = {"n_query": 1, "n_episodes": 1000}
+def _snail(ways: int, deals: int, steps: int, published: float, least: float) -> Recipe:
+    test = {"n_way": ways, "n_query": 1, "n_episodes": 1000}
     train = TrainConfig(
-        steps=8000, outer_lr=1e-3, schedule="cosine", clip_norm=10.0, validate_every=500, checkpoint_every=250
+        steps=steps, outer_lr=1e-3, schedule="cosine", clip_norm=10.0, validate_every=500, checkpoint_every=250
     )
     return Recipe(
-        name=f"snail-omniglot-{task.n_way}-way",
+        name=f"snail-omniglot-{ways}-way",
         paper="Mishra, Rohaninejad, Chen, Abbeel, ICLR 2018",
         config=RunConfig(
             "snail",
             "omniglot",
-            task=task,
-            evaluation=EvalConfig(eval_episodes=0, val_episodes=100),
+            task=TaskConfig(n_way=120, n_shot=1, n_query=1, n_tasks=1),
+            evaluation=EvalConfig(eval_episodes=0, val_episodes=400),
             train=train,
-            options={"length": task.n_way + 1},
+            options={"length": ways + 1, "ways": ways, "deals": deals},
         ),
-        rows=(Row(f"{task.n_way}-way 1-shot", published, least, _MISHRA, test),),
-        protocol=f"Inductive (running statistics). One training at {task.n_way}-way 1-shot, {task.n_tasks} tasks a "
-        f"step with {task.n_query} queries of each class (the paper: 32 of one query), by Adam, its rate falling to "
-        "zero by a cosine. The best step by accuracy on meta_val is tested. Rotations are new classes.",
+        rows=(Row(f"{ways}-way 1-shot", published, least, _MISHRA, test),),
+        protocol=f"Inductive (running statistics). One training at {ways}-way 1-shot. A step embeds two images of each of "
+        f"120 classes as one batch, and {deals} tasks with one query of each class are dealt from them, half of which "
+        "hold a class and others near to it (the paper: 32 tasks of one query, of images of their own). Adam, its rate "
+        "falling to zero by a cosine. The best step by accuracy on meta_val is tested. Rotations are new classes.",
     )
 
 
@@ -282,8 +283,8 @@ _CNP = Recipe(
 RECIPES = (
     _CNP,
     _MANN,
-    _snail(TaskConfig(5, 1, 5, 8), 0.9907, 0.9807),
-    _snail(TaskConfig(20, 1, 2, 4), 0.9764, 0.9564),
+    _snail(5, 64, 10_000, 0.9907, 0.9807),
+    _snail(20, 16, 8_000, 0.9764, 0.9564),
     _ntm("ntm-copy", "copy", _COPY, 1e-4, **_LSTM),
     _ntm("ntm-copy-ff", "copy", _COPY_FF, 1e-4, **_FF),
     _ntm("ntm-copy-learned", "copy", _START, 1e-4, **_LSTM, memory_start="learned"),
