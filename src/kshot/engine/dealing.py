@@ -1,8 +1,8 @@
 """Tasks that are dealt from the classes of a larger one, after its examples were embedded.
 
-A method whose head knows a fixed number of classes W sees little of its embedding in a task of W: most of them are easy,
-and every image is in one of them alone. Here a training task has more classes, its images are embedded once, and many
-tasks of W of its classes are made of the embeddings. Some of them are made hard: a class and some of those next to it.
+A method whose head knows a fixed number of classes W learns little for its embedding from a task of W: most tasks are
+easy, and an image is compared with W - 1 others. Here a training task has more classes, its images are embedded once,
+and many tasks of W of its classes are made of the embeddings. Some are made hard: a class and some of those next to it.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ class DealtLearner(EmbeddingLearner):
 
     Attributes:
         spec: what the tasks look like that it answers.
+        n_outputs: their classes, or the width of their targets.
 
     Raises:
         UserError: a training task has too few classes, or the numbers make no sense.
@@ -53,7 +54,8 @@ class DealtLearner(EmbeddingLearner):
 
     def __init__(self, backbone: nn.Module, spec: Spec, deal: Deal) -> None:
         super().__init__(backbone)
-        self.deal, self.spec = deal, check_deal(deal, spec)
+        answered = check_deal(deal, spec)
+        self.deal, self.spec, self.n_outputs = deal, answered, answered.n_outputs
 
     def head_loss(self, support: Labelled, query: Labelled) -> Tensor:
         """Loss of the tasks that are dealt from one, or of itself if nothing is dealt.
@@ -93,7 +95,9 @@ def check_deal(deal: Deal, spec: Spec) -> Spec:
     if not deal.ways:
         return spec
     if spec.kind != "classification":
-        raise UserError(f"expected classes to deal tasks of {deal.ways} from, got tasks of {spec.kind}; leave ways at 0")
+        raise UserError(
+            f"expected classes to deal tasks of {deal.ways} from, got tasks of {spec.kind}; leave ways at 0"
+        )
     if deal.ways > spec.n_outputs:
         raise UserError(
             f"expected training tasks of at least {deal.ways} classes, as ways says, got {spec.n_outputs}; raise n_way"
@@ -132,13 +136,14 @@ def dealt(support: Labelled, query: Labelled, deal: Deal) -> tuple[Labelled, Lab
 def _by_class(given: Labelled) -> Tensor:
     if len(given.y) % given.ways:
         raise UserError(
-            f"expected equally many examples of each of {given.ways} classes, got {len(given.y)} in all; leave ways at 0"
+            f"expected equally many examples of each of {given.ways} classes, got {len(given.y)} in all; "
+            "leave ways at 0"
         )
     return given.z[given.y.argsort()].unflatten(0, (given.ways, -1))
 
 
 def _choose(means: Tensor, deal: Deal) -> Tensor:
-    """Choose W of V classes for each of R tasks by their means (V, D): int64 (R, W), in random order."""
+    # Of V classes, by their means (V, D), W for each of R tasks: int64 (R, W), in random order.
     v, n_near = len(means), round(deal.near * deal.n_tasks)
     random = torch.rand(deal.n_tasks, v, device=means.device)
     first = random.argmax(1)  # It stays the largest, and so is chosen.
@@ -150,5 +155,5 @@ def _choose(means: Tensor, deal: Deal) -> Tensor:
 
 
 def _take(t: Tensor, order: Tensor) -> Tensor:
-    """Put the last but one axis of (..., N, D) into an order (..., N)."""
+    # The last but one axis of (..., N, D), in an order (..., N).
     return t.gather(-2, order.unsqueeze(-1).expand(t.shape))

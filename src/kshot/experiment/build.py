@@ -166,7 +166,7 @@ def _options(found: Method, spec: Spec, given: dict[str, Any]) -> dict[str, Any]
 
 
 def _at_ways(evaluation: EvalConfig, found: Method, spec: Spec, options: dict[str, Any]) -> EvalConfig:
-    """Test a method with a head for W classes on tasks of W: those of training, or fewer that are dealt from them."""
+    # A head for W classes is tested on tasks of W: those of training, or fewer that are dealt from them.
     if spec.kind != "classification" or found.learner.any_way:
         return evaluation
     dealt, wanted = options.get("ways") or 0, evaluation.eval_n_way

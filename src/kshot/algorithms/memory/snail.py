@@ -89,7 +89,7 @@ class SNAIL(DealtLearner):
                 f"expected sizes of at least 1 and a length of at least 2, got length={length}, "
                 f"tc_filters={tc_filters}, keys={keys}, values={values}"
             )
-        width = int(getattr(backbone, "n_features", 0)) + self.spec.n_outputs
+        width = int(getattr(backbone, "n_features", 0)) + self.n_outputs
         layers: list[nn.Module] = []
         for i in range(3):
             layers.append(AttentionBlock(width, keys[i], values[i]))
@@ -98,7 +98,7 @@ class SNAIL(DealtLearner):
                 convolutions = TCBlock(width, length, tc_filters)
                 layers.append(convolutions)
                 width = convolutions.n_features
-        self.body, self.head = nn.ModuleList(layers), nn.Linear(width, self.spec.n_outputs)
+        self.body, self.head = nn.ModuleList(layers), nn.Linear(width, self.n_outputs)
 
     @classmethod
     def from_backbone(cls, backbone: nn.Module, spec: Spec, **options: Any) -> SNAIL:

@@ -16,7 +16,8 @@ prior-data NLL          ``outer_loss``
 ======================  ==================================================
 
 Differs from the paper: regression answers with a mean, judged by squared error, where the paper has a density in bins;
-layer norms stand before attention and network, for training without a warm-up; inputs go through a backbone.
+layer norms stand before attention and network, for training without a warm-up; inputs go through a backbone; a training
+task may have more classes than the tasks it is for, which are then dealt from it: see ``ways``.
 
 Checked by: tests/reference/test_transformer.py (tokens and masks of the whole set, head by head).
 """
@@ -28,7 +29,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from kshot.core import Spec, UserError, register
-from kshot.engine.embedding import EmbeddingLearner, Labelled
+from kshot.engine.dealing import Deal, DealtLearner
+from kshot.engine.embedding import Labelled
 from kshot.nn.attention import SetLayer
 from kshot.nn.memory.labelled import shown
 
@@ -39,7 +41,7 @@ from kshot.nn.memory.labelled import shown
     paper="Mueller, Hollmann, Pineda Arango, Grabocka, Hutter, Transformers Can Do Bayesian Inference, ICLR 2022, "
     "arXiv:2112.10510",
 )
-class Transformer(EmbeddingLearner):
+class Transformer(DealtLearner):
     """In-context transformer.
 
     Args:
@@ -48,26 +50,37 @@ class Transformer(EmbeddingLearner):
         width: of the tokens; 512 in the paper.
         n_layers: of the transformer; 6 in the paper.
         n_heads: of each attention; 4 in the paper.
+        ways: W, classes of the tasks that are dealt from each training task, see ``kshot.engine.dealing``; 0 for those
+            of the training task itself.
+        deals: tasks that are dealt from each.
+        near: share of them whose classes are near to each other.
 
     Raises:
-        UserError: there is no layer, or the heads do not divide the width.
+        UserError: there is no layer, the heads do not divide the width, or nothing can be dealt.
     """
 
     kinds = ("classification", "regression")
-    any_way = False
     label_equivariant = False
 
     def __init__(
-        self, backbone: nn.Module, spec: Spec, *, width: int = 128, n_layers: int = 4, n_heads: int = 4
+        self,
+        backbone: nn.Module,
+        spec: Spec,
+        *,
+        width: int = 128,
+        n_layers: int = 4,
+        n_heads: int = 4,
+        ways: int = 0,
+        deals: int = 32,
+        near: float = 0.5,
     ) -> None:
-        super().__init__(backbone)
+        super().__init__(backbone, spec, Deal(ways, deals, near))
         if n_layers < 1:
             raise UserError(f"expected n_layers of at least 1, got {n_layers}; choose another")
-        self.spec = spec
         self.example = nn.Linear(int(getattr(backbone, "n_features", 0)), width)
-        self.label = nn.Linear(spec.n_outputs, width)
+        self.label = nn.Linear(self.n_outputs, width)
         self.layers = nn.ModuleList(SetLayer(width, n_heads, 2 * width) for _ in range(n_layers))
-        self.answer = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, spec.n_outputs))
+        self.answer = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, self.n_outputs))
 
     @classmethod
     def from_backbone(cls, backbone: nn.Module, spec: Spec, **options: Any) -> Transformer:

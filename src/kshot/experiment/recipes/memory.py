@@ -141,8 +141,8 @@ _NGRAMS_FF = _NGRAMS._replace(
     "sequences.",
 )
 _SORT = _Task("priority sort", 400_000, 10_000, (Row("16 highest of 20", None, 25.0, "", {"n_episodes": 200}),))
-#: At 1e-4, more than three times the rate of the paper, validation was unsteady after 130,000 sequences, and at 3e-5, the
-#: paper's, still between 23 and 38 bits in the end.
+#: At 1e-4, more than three times the rate of the paper, validation was unsteady after 130,000 sequences, and at 3e-5,
+#: the paper's, still between 23 and 38 bits in the end.
 _SORT_LSTM = _SORT._replace(
     slower=130_000,
     protocol="The rate is 1e-4, and 0.3 of what it was after every 130,000 sequences; the paper has 3e-5 throughout.",
@@ -256,9 +256,9 @@ def _snail(ways: int, deals: int, steps: int, published: float, least: float) ->
             options={"length": ways + 1, "ways": ways, "deals": deals},
         ),
         rows=(Row(f"{ways}-way 1-shot", published, least, _MISHRA, test),),
-        protocol=f"Inductive (running statistics). One training at {ways}-way 1-shot. A step embeds two images of each of "
-        f"120 classes as one batch, and {deals} tasks with one query of each class are dealt from them, half of which "
-        "hold a class and others near to it (the paper: 32 tasks of one query, of images of their own). Adam, its rate "
+        protocol=f"Inductive (running statistics). One training at {ways}-way 1-shot. A step embeds two images of each "
+        f"of 120 classes as one batch, and {deals} tasks with one query of each class are dealt from them, half of them "
+        "of a class and others near to it (the paper: 32 tasks of one query, of images of their own). Adam, its rate "
         "falling to zero by a cosine. The best step by accuracy on meta_val is tested. Rotations are new classes.",
     )
 
