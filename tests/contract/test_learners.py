@@ -8,11 +8,12 @@ import torch
 
 import kshot.algorithms  # noqa: F401  registers all of ours
 from kshot.core import Learner, Spec, methods, tree_map
+from kshot.engine.batch import Batching, OuterStep
 from kshot.nn.conv import Conv4
 from kshot.nn.norm import NORMALISATIONS
 from kshot.testing import CLAUSES, Checked, ContractError, check_learner, synthetic_episode, tiny_backbone
 from kshot.testing.gradients import loss_of_weights
-from kshot.testing.synthetic import SPECS
+from kshot.testing.synthetic import SPECS, synthetic_episodes
 
 #: Options that change what a method computes, beside its defaults.
 OPTIONS = {
@@ -121,6 +122,30 @@ def test_inference_mode_changes_no_answer(name: str, kind: str) -> None:
         for given in (support, tree_map(torch.clone, support)):
             got = learner.predict(learner.adapt(given), query.x)
             torch.testing.assert_close(got.clone(), expected)
+
+
+#: How far off a loss in mixed precision may be: bfloat16 has three digits, and an inner loop may double what they lose.
+ROUGH = {"rel": 0.1, "abs": 0.02}
+
+
+@pytest.mark.parametrize(("name", "kind"), [p for p in PAIRS if methods()[p[0]].learner.trained_on != "nothing"])
+def test_mixed_precision(name: str, kind: str) -> None:
+    """Of every method, on a network with running statistics, whose buffers stay float32."""
+    learner, episodes = (
+        built(name, "running")(SPECS[kind]).train(),
+        synthetic_episodes(SPECS[kind], 2, dtype=torch.float32),
+    )
+    kept = {key: t.dtype for key, t in learner.state_dict().items()}
+    for way in ("loop", "vmap", *(["native"] if learner.native else [])):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            exact = OuterStep(learner, Batching(way))(episodes)
+            torch.manual_seed(0)
+            mixed = OuterStep(learner, Batching(way), lambda: torch.autocast("cpu", torch.bfloat16))(episodes)
+        assert mixed.losses.tolist() == pytest.approx(exact.losses.tolist(), **ROUGH), way
+        assert all(bool(g.isfinite().all()) for g in mixed.grads.values())
+        assert {key: t.dtype for key, t in learner.state_dict().items()} == kept
+        assert all(t.dtype == kept[key] for key, t in mixed.buffers.items() if key in kept)
 
 
 #: One learner for each way of using a network: every mode of normalisation is tried on these, the default on all.

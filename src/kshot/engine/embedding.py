@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -60,6 +61,9 @@ class EmbeddingLearner(Learner):
     Args:
         backbone: maps (N, ...) to embeddings (N, D).
     """
+
+    #: True where the head is a network, which mixed precision may speed up; distances and closed forms lose by it.
+    network_head: ClassVar[bool] = False
 
     def __init__(self, backbone: nn.Module) -> None:
         super().__init__()
@@ -160,9 +164,34 @@ class EmbeddingLearner(Learner):
         else:
             both = self.backbone(tree_map(lambda *xs: torch.cat(xs), support.x, query.x))
             z, zq = both[: len(support.y)], both[len(support.y) :]
-        if self.training:
-            self.watch(torch.cat([z, zq]).detach())
-        return self.head_loss(labelled(z, support), labelled(zq, query))
+        with self.head_precision(z):
+            z, zq = self.in_head_precision(z), self.in_head_precision(zq)
+            if self.training:
+                self.watch(torch.cat([z, zq]).detach())
+            return self.head_loss(labelled(z, support), labelled(zq, query))
+
+    def head_precision(self, z: Tensor) -> AbstractContextManager[Any]:
+        """Leave mixed precision where the head is no network.
+
+        Args:
+            z: embeddings, of any shape.
+
+        Returns:
+            A context for everything after the embedding.
+        """
+        mixed = torch.is_autocast_enabled(z.device.type) and not self.network_head
+        return torch.autocast(z.device.type, enabled=False) if mixed else nullcontext()
+
+    def in_head_precision(self, z: Tensor) -> Tensor:
+        """Make embeddings of mixed precision float32 again, where the head is no network.
+
+        Args:
+            z: embeddings, of any shape.
+
+        Returns:
+            Of the same shape.
+        """
+        return z if self.network_head or z.dtype not in (torch.bfloat16, torch.float16) else z.float()
 
     def outer_losses(self, episodes: Episode) -> Tensor:
         """Embed the examples of all tasks in one pass.
@@ -188,7 +217,7 @@ class EmbeddingLearner(Learner):
 
     def _losses(self, episodes: Episode, embed: Embed) -> Tensor:
         support, query = episodes
-        z = embed(tree_map(lambda *xs: torch.cat(xs, 1), support.x, query.x))
+        z = self.in_head_precision(embed(tree_map(lambda *xs: torch.cat(xs, 1), support.x, query.x)))
         n_support = support.y.shape[1]
         if self.training:
             self.watch(z.detach())
@@ -198,7 +227,8 @@ class EmbeddingLearner(Learner):
                 labelled(z, Split(None, y, support.n_way)), labelled(zq, Split(None, yq, query.n_way))
             )
 
-        return torch.func.vmap(one, randomness="different")(z[:, :n_support], z[:, n_support:], support.y, query.y)
+        with self.head_precision(z):
+            return torch.func.vmap(one, randomness="different")(z[:, :n_support], z[:, n_support:], support.y, query.y)
 
 
 class PretrainedLearner(EmbeddingLearner):

@@ -183,9 +183,12 @@ class Norm(nn.Module):
             var: the biased variances, of the same shape.
             count: how many numbers each mean was taken of.
         """
+        if self.mode not in ("support", "running"):
+            return
+        # Mixed precision takes a batch's statistics in bfloat16, and keeps buffers in float32.
+        mean, var = mean.to(self.running_mean.dtype), var.to(self.running_var.dtype)
         if self.mode == "support":
             self.running_mean, self.running_var = mean, var
-        if self.mode != "running":
             return
         # The unbiased variance goes into the buffer and the biased one into the output, as PyTorch's BatchNorm does.
         var = var * (count / max(count - 1, 1))

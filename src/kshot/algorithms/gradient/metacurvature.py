@@ -109,8 +109,9 @@ def curve(gradient: Tensor, matrices: list[Tensor]) -> Tensor:
         MC(G), of the gradient's shape. It costs a product for each axis, and no matrix of the whole size is made.
     """
     g = as_axes(gradient)
-    for axis, matrix in enumerate(matrices):
-        g = torch.tensordot(matrix, g, dims=([1], [axis])).movedim(0, axis)  # pyright: ignore[reportArgumentType]
+    with torch.autocast(g.device.type, enabled=False):  # what is added to float32 weights stays as exact
+        for axis, matrix in enumerate(matrices):
+            g = torch.tensordot(matrix, g, dims=([1], [axis])).movedim(0, axis)  # pyright: ignore[reportArgumentType]
     return g.reshape(gradient.shape)
 
 

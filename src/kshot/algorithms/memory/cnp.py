@@ -58,6 +58,7 @@ class CNP(EmbeddingLearner):
     kinds = ("classification", "regression")
     any_way = False
     label_equivariant = False
+    network_head = True
 
     def __init__(
         self,

@@ -67,6 +67,7 @@ class SNAIL(DealtLearner):
     kinds = ("classification", "regression")
     order_matters = True
     label_equivariant = False
+    network_head = True
 
     def __init__(
         self,

@@ -61,6 +61,7 @@ class Transformer(DealtLearner):
 
     kinds = ("classification", "regression")
     label_equivariant = False
+    network_head = True
 
     def __init__(
         self,

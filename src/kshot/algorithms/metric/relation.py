@@ -116,6 +116,8 @@ class RelationNet(EmbeddingLearner):
         UserError: ``combine`` is neither.
     """
 
+    network_head = True
+
     def __init__(self, backbone: nn.Module, relation: nn.Module, *, combine: str = "mean") -> None:
         super().__init__(backbone)
         if combine not in ("mean", "sum"):
