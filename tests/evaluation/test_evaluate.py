@@ -8,8 +8,9 @@ from kshot.algorithms.gradient.maml import MAML
 from kshot.algorithms.metric.protonet import ProtoNet
 from kshot.core import Learner, Spec, UserError
 from kshot.data.image_tasks import ImageTasks
-from kshot.evaluation import accuracy_by_shots, accuracy_by_step, compare, evaluate, evaluating
-from kshot.evaluation.draw import BLOCK, Draw
+from kshot.data.sinusoid import Sinusoid
+from kshot.evaluation import accuracy_by_shots, accuracy_by_step, compare, evaluate, evaluating, mean_ci95, over_seeds
+from kshot.evaluation.draw import BLOCK, Draw, fingerprint
 from kshot.nn.conv import Conv4
 
 
@@ -149,6 +150,22 @@ def test_curve_over_inner_steps(line, slopes):
     assert (curve.along, curve.metric, curve.x) == ("inner steps", "mse", (0, 1, 2, 3, 4, 5))
     assert [e.mean for e in curve.estimates] == pytest.approx([0.98 ** (2 * k) for k in range(6)], rel=1e-5)
     assert len(accuracy_by_step(line, slopes, n_episodes=8).x) == 4  # the learner's own 3 steps
+
+
+def test_tasks_that_share_their_classes_count_as_runs_at_every_step(line, slopes, monkeypatch):
+    """Five tasks a run: along inner steps as in the evaluation, and a last one that is cut short counts."""
+    monkeypatch.setattr(type(slopes), "run_length", 5, raising=False)
+    for n, runs in ((20, 4), (18, 4), (16, 4), (4, 4)):
+        curve, scores = accuracy_by_step(line, slopes, n_episodes=n), evaluate(line, slopes, n_episodes=n)
+        assert curve.estimates[-1].n == scores.estimate.n == runs
+        assert curve.estimates[-1].mean == pytest.approx(scores.estimate.mean)
+        assert curve.estimates[-1].ci95 == pytest.approx(scores.estimate.ci95)
+        assert scores.estimate.mean == pytest.approx(float(scores.per_episode["mse"].mean()))
+    parts = scores.per_episode["mse"]
+    assert scores.estimate.ci95 == pytest.approx(mean_ci95(parts).ci95), "of one run no more can be told"
+    cut = evaluate(line, slopes, n_episodes=18)
+    means = [float(run.mean()) for run in cut.per_episode["mse"].split(5)]
+    assert cut.estimate.ci95 == pytest.approx(over_seeds(means).ci95)
 
 
 def test_last_step_of_the_curve_is_the_evaluation(line, sinusoid):
@@ -330,6 +347,13 @@ def test_fingerprint_tells_sources_apart(learner, source, source_of_shots):
     b = evaluate(learner, source_of_shots(2), n_episodes=4).fingerprint
     assert a == evaluate(learner, source_of_shots(1), n_episodes=4).fingerprint
     assert a != b
+
+
+def test_where_a_formula_cuts_support_from_queries_counts():
+    """Five points and fifteen are other tasks than ten and ten, though both are drawn as twenty."""
+    few, many = (fingerprint(Sinusoid(n_shot=k, n_query=20 - k), 64, 0) for k in (5, 10))
+    assert few != many
+    assert few == fingerprint(Sinusoid(n_shot=5, n_query=15), 64, 0)
 
 
 @pytest.mark.gpu

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from kshot.algorithms import LSTM, ProtoNet
-from kshot.core import Split, UserError
+from kshot.algorithms import BDCSPN, FEAT, LSTM, ProtoMAML, ProtoNet
+from kshot.core import Episode, Spec, Split, UserError
 from kshot.evaluation import accuracy_by_instance
 from kshot.nn.flat import Flat
 from kshot.nn.norm import Norm
@@ -48,6 +48,43 @@ def test_a_learner_without_follow_adapts_before_each_answer(source):
     proto = accuracy_by_instance(ProtoNet(nn.Flatten()), source, n_episodes=30).curve.estimates
     assert proto[0].mean < 0.5 < proto[-1].mean
     assert proto[-1].mean > proto[0].mean + 0.2
+
+
+SPEC = Spec("classification", (6,), 3)
+
+
+class Apart:
+    """Three classes that no method can take for one another, so that every second example of a class is right."""
+
+    spec, varying, sha256, name, n_shot, n_query, n_fixed = SPEC, False, "", "apart", 1, 3, None
+
+    def plan(self, n: int, stream: torch.Generator) -> Tensor:
+        return torch.rand(n, 3, 4, 6, generator=stream)
+
+    def episodes(self, plan: Tensor) -> Episode:
+        x = (
+            9 * torch.eye(3, 6)[:, None] + plan
+        )  # (T, 3, 4, 6): three classes, one example of the support and three more
+        y = torch.arange(3).expand(len(x), 3)
+        three = y[:, :, None].expand(-1, -1, 3).flatten(1)
+        return Episode(Split(x[:, :, 0], y, 3), Split(x[:, :, 1:].flatten(1, 2), three, 3))
+
+
+@pytest.mark.parametrize(
+    "learner",
+    [
+        lambda: ProtoNet(Flat((6,))),
+        lambda: FEAT.from_backbone(Flat((6,)), SPEC),
+        lambda: ProtoMAML.from_backbone(Flat((6,)), SPEC, inner_lr=1e-9, n_inner_steps=1),
+        lambda: BDCSPN(Flat((6,))),
+    ],
+    ids=["protonet", "feat", "protomaml", "bd_cspn"],
+)
+def test_classes_not_seen_yet_do_not_spoil_those_that_were(learner):
+    """What has no example has no prototype; of the others the answers stay numbers."""
+    torch.manual_seed(0)
+    found = accuracy_by_instance(learner().eval(), Apart(), n_episodes=20)
+    assert (found.per_episode[:, 1:] == 1).all()
 
 
 def test_bad_input(source, slopes):

@@ -145,7 +145,11 @@ def test_the_interval_of_the_challenge_is_over_its_alphabets():
     assert scores.runs is not None
     assert scores.runs.tolist() == pytest.approx([(2 * i + 0.5) / 20 for i in range(10)])
     few = dataclasses.replace(scores, per_episode={"accuracy": right[:390]})
-    assert few.runs is None, "a run that is cut short is no run"
+    assert few.runs is not None
+    assert few.runs.tolist() == pytest.approx([*((2 * i + 0.5) / 20 for i in range(9)), float(right[360:390].mean())])
+    assert few.estimate.mean == pytest.approx(float(right[:390].mean()))
+    one = dataclasses.replace(scores, per_episode={"accuracy": right[:40]})
+    assert one.runs is None, "of one alphabet there are no draws"
 
 
 def test_learners_are_compared_over_alphabets_too():

@@ -1,8 +1,9 @@
 """Transductive methods by plain loops, written from the papers (float64)."""
 
+import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from kshot.algorithms import BDCSPN, PTMAP, TIM, LaplacianShot
 from kshot.core import Episode, Learner, Spec, Split
@@ -139,3 +140,14 @@ def test_pt_map() -> None:
         )
         centres = centres + 0.2 * (new - centres)
     torch.testing.assert_close(answers(PTMAP(Flat((WIDTH,))), one).exp(), transport(centres), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("cls", [BDCSPN, LaplacianShot, PTMAP])
+def test_a_query_that_comes_alone_is_looked_at(cls: type[Learner]) -> None:
+    """Less the mean of itself it would be nothing, and every answer the same."""
+    torch.manual_seed(0)
+    means = 6 * torch.eye(4, 9)
+    learner = cls(nn.Identity()).eval()  # pyright: ignore[reportCallIssue]
+    state = learner.adapt(Split(means.repeat(3, 1) + torch.rand(12, 9), torch.arange(4).repeat(3), 4))
+    alone = [int(learner.predict(state, q[None]).argmax()) for q in means + torch.rand(4, 9)]
+    assert alone == [0, 1, 2, 3]

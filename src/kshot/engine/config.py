@@ -97,4 +97,13 @@ class TrainConfig:
         for name, known in CHOICES.items():
             if getattr(self, name) not in known:
                 raise UserError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
+        # A measurement plans the memory, and finds out what compiling gains; without one, somebody has to say.
+        measured = self.batching == "auto" and not self.deterministic
+        if self.chunk and measured:
+            raise UserError(
+                f"expected a batching beside chunk={self.chunk}, such as vmap or native, got auto, which plans how "
+                "many tasks fit; name one, or leave chunk out"
+            )
+        if self.compile == "auto" and not measured:
+            raise UserError("compile=auto goes with the measurement of batching=auto; say on or off here")
         rate_factor(0, self.steps, self.schedule, every=self.lr_every)

@@ -52,7 +52,9 @@ class Draw:
         self.source, self.n_episodes, self.seed = source, most, seed
         # Images have splits, which keep their tasks apart; what is made by a formula has streams alone.
         self.stream = TEST if source.sha256 else stream
-        self._hash = hashlib.sha256(f"{source.name}/{source.sha256}/{tuple(source.spec)}".encode())
+        # Plans of images name support and queries; what is made by a formula is cut into both by these numbers alone.
+        cut = "" if source.sha256 else f"/{source.n_shot}+{source.n_query}"
+        self._hash = hashlib.sha256(f"{source.name}/{source.sha256}/{tuple(source.spec)}{cut}".encode())
 
     @property
     def fingerprint(self) -> str:

@@ -21,8 +21,7 @@ from kshot.core.errors import NotFiniteError
 from kshot.data.source import TaskSource
 from kshot.evaluation import metrics
 from kshot.evaluation.draw import TEST, Draw
-from kshot.evaluation.scores import Curve, Scores, metric_of
-from kshot.evaluation.statistics import mean_ci95
+from kshot.evaluation.scores import Curve, Scores, estimate_in_runs, metric_of
 
 BATCHINGS = ("auto", "loop", "vmap")
 CHUNK = 16
@@ -127,7 +126,8 @@ def accuracy_by_step(
     where = device if device is not None else _device_of(learner)
     scored = _score(learner, listed, Draw(source, n_episodes, seed), where, batching, chunk, on_progress)
     metric = metric_of(source.spec.kind)
-    estimates = tuple(mean_ci95(column) for column in scored.per_episode[metric].unbind(1))
+    columns = scored.per_episode[metric].unbind(1)
+    estimates = tuple(estimate_in_runs(column, source.run_length) for column in columns)
     return Curve("inner steps", metric, tuple(range(len(estimates))), estimates)
 
 

@@ -77,8 +77,8 @@ def accuracy_by_instance(
     """Score a learner along mixed sequences of all examples of each episode.
 
     A learner that offers ``follow(split)``, its answers to a sequence, reads each sequence once. Any other, and one
-    whose normalisation takes its statistics from the support, adapts anew before every answer; what it has no examples
-    of it cannot answer, and with no example at all it guesses.
+    whose normalisation takes its statistics from the support, adapts anew before every answer: to a task of the classes
+    seen so far, where it does any number of them. With no example at all it guesses.
 
     Args:
         learner: of classification.
@@ -135,9 +135,17 @@ def _right(learner: Learner, mixed: Split) -> Tensor:
 def _answered(learner: Learner, mixed: Split, task: int, at: int) -> float:
     if not at:
         return 1 / mixed.ways()
-    state = learner.adapt(Split(mixed.x[task, :at], mixed.y[task, :at], mixed.n_way))
-    logits = learner.predict(state, mixed.x[task, at : at + 1])[0]
-    return float(logits.nan_to_num(-torch.inf).argmax() == mixed.y[task, at])
+    x, y, asked = mixed.x[task, :at], mixed.y[task, :at], mixed.y[task, at]
+    # A task of the classes seen so far, where the learner does any number: classes without examples have no prototype,
+    # and what mixes prototypes would spread that to all answers. Of one class there is but one answer.
+    known, n_way = torch.arange(mixed.ways(), device=y.device), mixed.n_way
+    if learner.any_way:
+        known, y = y.unique(return_inverse=True)
+        n_way = len(known)
+        if n_way == 1:
+            return float(known[0] == asked)
+    logits = learner.predict(learner.adapt(Split(x, y, n_way)), mixed.x[task, at : at + 1])[0]
+    return float(known[logits.nan_to_num(-torch.inf).argmax()] == asked)
 
 
 def _by_instance(right: Tensor, y: Tensor, n: int) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from kshot.core import Kind, UserError
@@ -36,7 +37,7 @@ class Scores:
 
     @property
     def runs(self) -> Tensor | None:
-        """The main number of each run, (E / run_length,); None where episodes are independent, or no two runs whole."""
+        """The main number of each run, (R,); None where episodes are independent, or all of one run."""
         return self.runs_of(self.metric)
 
     @property
@@ -68,8 +69,7 @@ class Scores:
         """
         if name not in self.per_episode:
             raise UserError(f"unknown score {name!r}; this evaluation has {', '.join(self.per_episode)}")
-        runs = self.runs_of(name)
-        return mean_ci95(self.per_episode[name]) if runs is None else over_seeds(runs)
+        return estimate_in_runs(self.per_episode[name], self.run_length)
 
     def runs_of(self, name: str) -> Tensor | None:
         """Average a score over runs of episodes that share their classes.
@@ -78,11 +78,9 @@ class Scores:
             name: a key of ``per_episode``.
 
         Returns:
-            (E / run_length,); None where episodes are independent, or no two runs whole.
+            (R,), the last of which may be of fewer episodes; None where episodes are independent, or all of one run.
         """
-        n, length = self.n_episodes, self.run_length
-        whole = length > 1 and n % length == 0 and n > length
-        return self.per_episode[name].view(-1, length).mean(1) if whole else None
+        return means_of_runs(self.per_episode[name], self.run_length)
 
 
 class Curve(NamedTuple):
@@ -99,6 +97,39 @@ class Curve(NamedTuple):
     metric: str
     x: tuple[int, ...]
     estimates: tuple[Estimate, ...]
+
+
+def means_of_runs(values: Tensor, run_length: int) -> Tensor | None:
+    """Average numbers over runs of episodes that share their classes.
+
+    Args:
+        values: (E,) one number an episode.
+        run_length: episodes of a run.
+
+    Returns:
+        (R,), the last of which may be of fewer episodes; None where episodes are independent, or all of one run.
+    """
+    if run_length == 1 or len(values) <= run_length:
+        return None
+    return torch.stack([run.mean() for run in values.split(run_length)])
+
+
+def estimate_in_runs(values: Tensor, run_length: int) -> Estimate:
+    """Mean over episodes with its 95% interval: over runs, where episodes come in such.
+
+    Args:
+        values: (E,) one number an episode.
+        run_length: episodes of a run; 1 where all are independent.
+
+    Returns:
+        The estimate. Episodes of one run alone count as independent: no more can be told from them.
+    """
+    runs = means_of_runs(values, run_length)
+    if runs is None:
+        return mean_ci95(values)
+    found = over_seeds(runs)
+    # A last run that is cut short counts in the mean for the episodes that it has.
+    return found._replace(mean=float(values.mean())) if len(values) % run_length else found
 
 
 def metric_of(kind: Kind) -> str:

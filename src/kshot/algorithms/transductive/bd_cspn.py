@@ -18,7 +18,8 @@ tau, epsilon            ``scale``: factor of the cosines, in answers and in weig
 ======================  ==============================================
 
 Differs from the paper: while training, the classifier of all training classes is linear. A class that no query is
-assigned to keeps its own prototype. All queries that are assigned count if there are fewer than Z.
+assigned to keeps its own prototype. All queries that are assigned count if there are fewer than Z. A query that comes
+alone is not shifted: less the mean of itself it would be nothing.
 
 Others differ: easyfsl takes epsilon = 1 and all queries, and answers them as they were before the shift.
 
@@ -90,7 +91,8 @@ class BDCSPN(PretrainedLearner):
             Logits (Q, W).
         """
         z = unit(z)
-        z = z + head["z"].mean(0) - z.mean(0)
+        if len(z) > 1:
+            z = z + head["z"].mean(0) - z.mean(0)
         cosines = unit(z) @ unit(head["means"]).mT
         assigned = memberships(cosines.argmax(-1), cosines.shape[-1], z.dtype)
         least = (cosines - 4 * (1 - assigned)).topk(min(self.n_confident, len(z)), 0).values[-1]

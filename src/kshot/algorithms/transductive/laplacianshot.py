@@ -22,7 +22,8 @@ Differs from the paper: lambda is an option (the paper chooses it on the validat
 updates, always. The mean of the training features is a running one, taken while training. The factor 10, and features
 centred and brought to length one, are of the authors' code; their k counts the query itself, which makes 2 others
 by default. Centre features that are not negative: with a large mean in common, weights over the classes shrink
-some prototypes more than others, and the answers are of little worth.
+some prototypes more than others, and the answers are of little worth. A query that comes alone is not shifted: less
+the mean of itself it would be nothing.
 
 Others differ: easyfsl takes the prototypes of its BD-CSPN (weights over a class's examples, without a factor) and
 answers queries as they were before the shift.
@@ -107,7 +108,8 @@ class LaplacianShot(CentredLearner):
             Logits (Q, W): the last update before its softmax.
         """
         z = unit(z - self.mean)
-        z = z + head["z"].mean(0) - z.mean(0)
+        if len(z) > 1:
+            z = z + head["z"].mean(0) - z.mean(0)
         prototypes = rectified(head, z)
         unary, near = squared_distances(z, prototypes), neighbours(z, self.n_neighbours)
         logits = -unary

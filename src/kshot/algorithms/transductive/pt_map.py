@@ -19,7 +19,8 @@ mu_j, alpha moved by ``rate`` in each of ``n_steps``
 Differs from the paper: negative features, which its networks do not have, are taken as zero. As in the authors' code,
 support and queries are then centred, each by its own mean, and brought to length one again: without that, features
 that have much in common lie too close for lambda = 10, and assignments stay nearly even. It assumes that every class
-has an equal share of the queries, as in the usual benchmarks; where that is not so, it does harm.
+has an equal share of the queries, as in the usual benchmarks; where that is not so, it does harm. A query that comes
+alone has no others to share out or to be centred by: it is centred by the support, and takes a softmax over classes.
 
 Others differ: easyfsl neither brings transformed features to length one nor centres them, so that its lambda counts
 as many times over as their squared length.
@@ -89,11 +90,12 @@ class PTMAP(PretrainedLearner):
             support: the embedded support.
 
         Returns:
-            ``z`` (S, D), ``labels`` (S, W) and ``centres`` (W, D).
+            ``z`` (S, D), the ``mean`` (D,) that was taken off, ``labels`` (S, W) and ``centres`` (W, D).
         """
-        z = self.transformed(support.z)
-        labels = memberships(support.y, support.ways, z.dtype)
-        return {"z": z, "labels": labels, "centres": class_means(z, support.y, support.ways)}
+        z = self.powered(support.z)
+        mean = z.mean(0)
+        z, labels = unit(z - mean), memberships(support.y, support.ways, z.dtype)
+        return {"z": z, "mean": mean, "labels": labels, "centres": class_means(z, support.y, support.ways)}
 
     def apply_head(self, head: dict[str, Tensor], z: Tensor) -> Tensor:
         """Find centres and assignments in turns.
@@ -105,7 +107,8 @@ class PTMAP(PretrainedLearner):
         Returns:
             Logits (Q, W): logarithms of the last assignment.
         """
-        z, centres = self.transformed(z), head["centres"]
+        z, centres = self.powered(z), head["centres"]
+        z = unit(z - (z.mean(0) if len(z) > 1 else head["mean"]))
         for _ in range(self.n_steps):
             assigned = torch.cat([head["labels"], self.assignment(z, centres)])
             means = assigned.mT @ torch.cat([head["z"], z]) / assigned.sum(0).unsqueeze(-1)
@@ -120,19 +123,20 @@ class PTMAP(PretrainedLearner):
             centres: (W, D).
 
         Returns:
-            (Q, W); rows sum to one, columns to Q / W.
+            (Q, W); rows sum to one, columns to Q / W if there are several queries.
         """
-        columns = torch.full_like(centres[:, 0], len(z) / len(centres))
-        return sinkhorn(-self.sharpness * squared_distances(z, centres), columns)
+        scores = -self.sharpness * squared_distances(z, centres)
+        if len(z) == 1:
+            return torch.softmax(scores, -1)
+        return sinkhorn(scores, torch.full_like(centres[:, 0], len(z) / len(centres)))
 
-    def transformed(self, z: Tensor) -> Tensor:
-        """Raise features to a power and bring them to length one; then centre them and do so again.
+    def powered(self, z: Tensor) -> Tensor:
+        """Raise features to a power and bring them to length one.
 
         Args:
-            z: all of the support, or all queries (N, D).
+            z: (N, D).
 
         Returns:
             (N, D).
         """
-        z = unit((z.clamp(min=0) + 1e-6) ** self.power)
-        return unit(z - z.mean(0))
+        return unit((z.clamp(min=0) + 1e-6) ** self.power)

@@ -239,11 +239,18 @@ _MANN = Recipe(
 _MISHRA = "Mishra et al. 2018, arXiv:1707.03141, Table 1"
 
 
-def _snail(ways: int, deals: int, steps: int, published: float, least: float) -> Recipe:
+def _snail(ways: int, deals: int, steps: int, published: float, least: float, again: int = 0) -> Recipe:
     test = {"n_way": ways, "n_query": 1, "n_episodes": 1000}
     train = TrainConfig(
-        steps=steps, outer_lr=1e-3, schedule="cosine", clip_norm=10.0, validate_every=500, checkpoint_every=250
+        steps=steps,
+        outer_lr=1e-3,
+        schedule="cosine",
+        lr_every=again,
+        clip_norm=10.0,
+        validate_every=500,
+        checkpoint_every=250,
     )
+    cosine = "by a cosine, and by a second one from half of it" if again else "by a cosine"
     return Recipe(
         name=f"snail-omniglot-{ways}-way",
         paper="Mishra, Rohaninejad, Chen, Abbeel, ICLR 2018",
@@ -257,9 +264,9 @@ def _snail(ways: int, deals: int, steps: int, published: float, least: float) ->
         ),
         rows=(Row(f"{ways}-way 1-shot", published, least, _MISHRA, test),),
         protocol=f"Inductive (running statistics). One training at {ways}-way 1-shot. A step embeds two images of each "
-        f"of 120 classes as one batch, and {deals} tasks with one query of each class are dealt from them, half of them "
-        "of a class and others near to it (the paper: 32 tasks of one query, of images of their own). Adam, its rate "
-        "falling to zero by a cosine. The best step by accuracy on meta_val is tested. Rotations are new classes.",
+        f"of 120 classes as one batch, and {deals} tasks with one query of each class are dealt from them, half of "
+        "them of a class and others near to it (the paper: 32 tasks of one query, with their own images). Adam, its "
+        f"rate falling to zero {cosine}. The best step by accuracy on meta_val is tested. Rotations are new classes.",
     )
 
 
@@ -283,7 +290,7 @@ _CNP = Recipe(
 RECIPES = (
     _CNP,
     _MANN,
-    _snail(5, 64, 10_000, 0.9907, 0.9807),
+    _snail(5, 64, 20_000, 0.9907, 0.9807, again=10_000),
     _snail(20, 16, 8_000, 0.9764, 0.9564),
     _ntm("ntm-copy", "copy", _COPY, 1e-4, **_LSTM),
     _ntm("ntm-copy-ff", "copy", _COPY_FF, 1e-4, **_FF),
