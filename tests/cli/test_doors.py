@@ -308,6 +308,24 @@ def test_report_of_nothing(refused, sinusoid_run, tmp_path):
     assert "config.toml" in refused("report", tmp_path)
 
 
+def test_a_report_is_written_over_an_older_one_alone(refused, tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    for name, content in (("config.toml", "seed = 1\n"), ("record.json", "{}")):
+        (run / name).write_text(content)
+        assert f"{name} is there and is something else" in refused("report", run, "--out", run / name)
+        assert (run / name).read_text() == content
+    page = run / "report.html"
+    page.write_text("<!doctype html>")
+    assert f"got {page} twice" in refused("report", page, "--out", page)
+    assert "is something else" not in refused("report", run)
+
+
+@pytest.mark.parametrize("command", ["fit", "predict", "report", "heads", "bench", "reproduce"])
+def test_a_negative_number_of_threads(refused, command):
+    assert "expected --threads of at least 0, got -3; 0 leaves" in refused(command, "--threads", -3)
+
+
 def test_list_and_data_of_nothing(refused):
     assert "unknown list 'algorithm'" in refused("list", "algorithm")
     assert "unknown action 'fetsch'" in refused("data", "fetsch", "omniglot")

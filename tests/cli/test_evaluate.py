@@ -1,6 +1,7 @@
 """``kshot evaluate``: the run's own test again, other tasks, other statistics; and the JSON contract."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -120,6 +121,32 @@ def test_a_test_on_classes_of_the_training_says_so(kshot, glyphs_run):
     assert "classes of this test were trained on" in ran.out
     assert _json(kshot, glyphs_run, "--split", "meta_train", "--n-episodes", 2)["classes_seen_in_training"] > 100
     assert "trained on" not in kshot("evaluate", glyphs_run, "--n-episodes", 2).out
+
+
+def test_many_ways_and_shots_leave_no_room_for_one(refused, glyphs_run):
+    grid = ("evaluate", glyphs_run, "--ways", 2, 3, "--shots", 1)
+    said = refused(*grid, "--n-way", 7, "--n-shot=2", "--instances", 3)
+    assert "got --n-way, --n-shot, --instances too; leave them out" in said
+    assert "got --n-shot too; leave it out" in refused(*grid, "--n_shot", 2)
+
+
+@pytest.mark.parametrize(
+    ("metric", "mean", "ci95", "n", "told"),
+    [
+        ("accuracy", 1.0, 0.0, 4, True),
+        ("accuracy", 0.0, 0.0, 4, True),
+        ("accuracy", 0.9, 0.1, 4, False),
+        ("accuracy", 1.0, 0.0, 30, False),
+        ("mse", 0.0, 0.0, 4, False),
+    ],
+)
+def test_equal_accuracies_of_few_episodes_are_called_few(kshot, glyphs_run, monkeypatch, metric, mean, ci95, n, told):
+    kept = read_record(glyphs_run / "result.json")
+    found = replace(kept, metric=metric, mean=mean, ci95=ci95, n_episodes=n)
+    monkeypatch.setattr("kshot.cli.evaluate._evaluate", lambda *_: found)
+    ran = kshot("evaluate", glyphs_run)
+    assert ran.status == 0, ran.err
+    assert ("note: few episodes: all 4 came out the same" in ran.out) == told
 
 
 def test_a_head_for_five_classes_cannot_do_seven(kshot, tmp_path, monkeypatch):

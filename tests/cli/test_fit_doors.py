@@ -1,11 +1,15 @@
 """Bad input to the commands on fitted models: status 2, one clear message, nothing half-written."""
 
 import json
+import os
 import shutil
 
 import pytest
 from PIL import Image
 from tests.cli.own_data import draw_folder, rows, write_table
+
+from kshot.cli.fitted import check_json_free, check_model_free, label_like
+from kshot.core import UserError
 
 pytest.importorskip("sklearn", reason="fitting needs scikit-learn")
 
@@ -255,6 +259,36 @@ def test_two_classes_must_remain(kshot, refused, tmp_path, table_model):
 def test_export_without_a_file(refused, table_model, tmp_path):
     assert ".onnx" in refused("export", table_model)
     assert ".onnx" in refused("export", table_model, "--onnx", tmp_path / "m.txt")
+
+
+def test_an_export_is_written_over_an_older_one_alone(refused, tmp_path):
+    pytest.importorskip("onnx", reason="export needs the extra onnx")
+    for name in ("x.onnx", "x.onnx.json"):
+        (tmp_path / name).write_text("my notes")
+        # There is no such model: what is in the way is found before the model is opened.
+        assert f"{name} is something else" in refused("export", tmp_path / "none", "--onnx", tmp_path / "x.onnx")
+        assert (tmp_path / name).read_text() == "my notes"
+        (tmp_path / name).unlink()
+    (tmp_path / "file").touch()
+    assert "cannot be written to" in refused("export", tmp_path / "none", "--onnx", tmp_path / "file" / "x.onnx")
+
+
+def test_space_around_the_name_of_a_class_means_nothing():
+    assert label_like("  low", ["high", "low"]) == "low"
+    assert label_like(" new class ", ["high", "low"]) == "new class"
+    assert label_like(" low", [" low", "low"]) == " low"
+    assert label_like(" 3 ", [1, 2]) == 3
+    with pytest.raises(UserError, match="expected the name of a class, got none"):
+        label_like("  ", ["high", "low"])
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no pipes with names here")
+@pytest.mark.timeout(60)
+def test_a_pipe_is_not_read_to_find_out_what_it_is(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    check_json_free(str(tmp_path / "pipe"))
+    with pytest.raises(UserError, match="pipe is something else"):
+        check_model_free(tmp_path / "pipe")
 
 
 def test_label_next_of_none(refused, table_model, tmp_path):

@@ -76,6 +76,17 @@ def test_wider_intervals_and_the_same_as_in_python(kshot, model, tmp_path):
     np.testing.assert_allclose([float(row["prediction"]) for row in wide], answers, rtol=1e-8)
 
 
+def test_rows_that_no_shot_vouches_for_are_told(kshot, refused, model, tmp_path):
+    (tmp_path / "new.csv").write_text("area,age\n1e6,0\n,0\n0,0\n")
+    ran = kshot("predict", model[0], tmp_path / "new.csv", "--out", tmp_path / "p.csv")
+    assert "note: 1 row lies outside the range of the shots in column area (first: row 2);" in ran.err
+    assert "note: 1 row has no value in column area (first: row 3)" in ran.err
+    (tmp_path / "new.csv").write_text("area,age\n0,0\nna,?\n")
+    assert "no value in any column that the model reads (row 3)" in refused(
+        "predict", model[0], tmp_path / "new.csv", "--out", tmp_path / "p.csv"
+    )
+
+
 def test_a_table_for_people_info_and_export(kshot, model, tmp_path):
     new = write(tmp_path / "new.csv", 3, seed=1)
     assert "nearest shot" in kshot("predict", model[0], new).out

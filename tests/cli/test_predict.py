@@ -120,6 +120,83 @@ def test_labels_that_are_known_are_counted(kshot, table_model, tmp_path):
     assert f"accuracy  {100 * right:.1f} % (95% interval" in ran.out
 
 
+def test_labels_that_the_model_has_not_are_told(kshot, table_model, tmp_path):
+    found = [[*row[:3], {"setosa": "Setosa", "stranger": "new"}.get(row[3], row[3])] for row in rows(4, seed=5)]
+    found += [[*row[:3], "new"] for row in rows(2, ("stranger",), seed=5)]
+    ran = kshot("predict", table_model, write_table(tmp_path / "test.csv", found), "--label-column", "label")
+    note = "note: 6 of the true labels (Setosa, new) are none of the model's classes and count as errors"
+    assert note in ran.out.splitlines()
+    assert "refused" not in ran.out
+    known = write_table(tmp_path / "known.csv", rows(4, seed=5))
+    assert "true labels" not in kshot("predict", table_model, known, "--label-column", "label").out
+
+
+@pytest.mark.parametrize(("label", "said"), [("new", ""), ("unknown", " unless its label is unknown")])
+def test_accuracy_where_some_are_refused(kshot, table_model, tmp_path, label, said):
+    found = [*rows(10, seed=5), *([*row[:3], label] for row in rows(5, ("stranger",), seed=5))]
+    data = write_table(tmp_path / "test.csv", found)
+    line = ["predict", table_model, data, "--label-column", "label", "--out", tmp_path / "p.csv"]
+    ran = kshot(*line, "--unknown-rate", 0.1)
+    answers = read(tmp_path / "p.csv")
+    kept = [a for a in answers if a["label"] != "unknown"]
+    assert len(kept) <= len(answers) - 5
+    for name, these, end in (
+        ("accuracy  ", answers, f"on 35; a refused answer counts as wrong{said}"),
+        ("accuracy among those not refused  ", kept, f"on {len(kept)}"),
+    ):
+        right = 100 * np.mean([a["label"] == a["actual"] for a in these])
+        (said_of,) = [text for text in ran.out.splitlines() if text.startswith(name)]
+        assert said_of.startswith(f"{name}{right:.1f} % (95% interval")
+        assert said_of.endswith(end)
+    assert ("5 of the true labels (new)" in ran.out) == (label == "new")
+    ran = kshot("predict", table_model, write_table(tmp_path / "in.csv", rows(1)), *line[3:], "--unknown-rate", 0.04)
+    assert "on 3; none was refused" in ran.out
+
+
+def test_rows_outside_the_range_of_the_shots_are_told(kshot, table_model, tmp_path):
+    found = [row[:3] for row in rows(2)]
+    found[1][1], found[4][1], found[4][2] = "1000", "-1000", "1e9"
+    ran = kshot("predict", table_model, write_table(tmp_path / "new.csv", found, label=""))
+    assert ran.status == 0, ran.err
+    assert (
+        "note: 2 rows lie outside the range of the shots in columns width, weight (first: row 3); what is beyond it is "
+        "read as its end" in ran.err
+    )
+    ran = kshot("predict", table_model, write_table(tmp_path / "one.csv", found[1:2], label=""))
+    assert "note: 1 row lies outside the range of the shots in column width (first: row 2);" in ran.err
+    assert "outside" not in kshot("predict", table_model, write_table(tmp_path / "old.csv", rows(8), label="")).err
+
+
+def test_missing_values_that_no_shot_had_are_told(kshot, table_model, tmp_path):
+    found = [row[:3] for row in rows(2)]
+    found[2][0] = found[3][0] = ""
+    ran = kshot("predict", table_model, write_table(tmp_path / "new.csv", found, label=""))
+    assert ran.status == 0, ran.err
+    assert "note: 2 rows have no value in column height (first: row 4), where every shot had one; it is read" in ran.err
+    # Where shots had none either, it was learnt what that means.
+    shots = rows(8)
+    shots[0][0] = ""
+    kshot("fit", write_table(tmp_path / "gaps.csv", shots), "--out", tmp_path / "gaps.kshot")
+    assert "no value" not in kshot("predict", tmp_path / "gaps.kshot", tmp_path / "new.csv").err
+
+
+def test_a_row_without_any_value_is_bad(kshot, refused, table_model, tmp_path):
+    found = [row[:3] for row in rows(2)]
+    found[1], found[4] = ["", "?", "nan"], ["", "", "None"]
+    data = write_table(tmp_path / "new.csv", found, label="")
+    said = refused("predict", table_model, data, "--out", tmp_path / "p.csv")
+    assert "got 2 bad examples: no value in any column that the model reads (row 3, row 6)" in said
+    assert "--skip-bad" in said
+    assert not (tmp_path / "p.csv").exists()
+    ran = kshot("predict", table_model, data, "--out", tmp_path / "p.csv", "--skip-bad")
+    assert ran.status == 0, ran.err
+    assert [line["input"] for line in read(tmp_path / "p.csv")] == ["row 2", "row 4", "row 5", "row 7"]
+    assert "left out: row 3: no value in any column that the model reads" in ran.err
+    assert "note:" not in ran.err
+    none = write_table(tmp_path / "none.csv", [["", "", "NA"]] * 2, label="")
+    assert "expected rows with values in" in refused("predict", table_model, none, "--skip-bad")
+
+
 def test_a_report_on_new_examples(kshot, table_model, tmp_path):
     data = write_table(tmp_path / "test.csv", rows(5, seed=5))
     line = ["predict", table_model, data, "--label-column", "label", "--report", tmp_path / "r.html"]

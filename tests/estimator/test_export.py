@@ -16,7 +16,7 @@ pytest.importorskip("onnxruntime", reason="export is checked by onnxruntime")
 
 from kshot.estimator import export
 from kshot.estimator.classifier import FewShotClassifier
-from kshot.estimator.export import TOLERANCE, export_onnx
+from kshot.estimator.export import TOLERANCE, check_replaceable, export_onnx
 from kshot.estimator.export_network import Quantiles, Strangeness
 from kshot.estimator.regressor import FewShotRegressor
 
@@ -115,14 +115,15 @@ def test_a_network_that_answers_otherwise_is_not_kept(exported, table, tmp_path,
     import onnx
 
     model, X = table
-    (tmp_path / "t.onnx").write_text("old")
+    old = exported.read_bytes()
+    (tmp_path / "t.onnx").write_bytes(old)
     monkeypatch.setattr(export, "_to_onnx", lambda *_: onnx.load(exported))
     export_onnx(model, tmp_path / "kept.onnx")
     other = FewShotClassifier(head="ridge").fit(X, model.classes_[model.fit_.y.numpy()])
     other.fit_ = dataclasses.replace(model.fit_, temperature=1.05 * model.fit_.temperature)
     with pytest.raises(UserError, match=r"same probabilities to 0\.0001, they differ by"):
         export_onnx(other, tmp_path / "t.onnx")
-    assert (tmp_path / "t.onnx").read_text() == "old"
+    assert (tmp_path / "t.onnx").read_bytes() == old
     assert not (tmp_path / "t.onnx.json").exists()
 
 
@@ -139,6 +140,48 @@ def test_a_network_that_onnx_cannot_express_is_an_error(tmp_path):
     with pytest.raises(UserError, match="PyTorch could not export"):
         export_onnx(model, tmp_path / "u.onnx")
     assert not list(tmp_path.iterdir())
+
+
+def wrapped(inner: BaseException, said: str = "wrapped"):
+    def fail(*args, **options):
+        try:
+            raise inner
+        except BaseException as error:
+            raise torch.onnx.errors.OnnxExporterError(said) from error
+
+    return fail
+
+
+def test_ctrl_c_within_an_error_of_the_exporter_stops_the_command(table, tmp_path, monkeypatch):
+    stop = KeyboardInterrupt("stop")
+    monkeypatch.setattr(torch.onnx, "export", wrapped(stop))
+    with pytest.raises(KeyboardInterrupt) as caught:
+        export_onnx(table[0], tmp_path / "t.onnx")
+    assert caught.value is stop
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_message_of_the_exporter_has_no_colours(table, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.onnx, "export", wrapped(ValueError("why"), "\x1b[96mno such\x1b[0m operator\nmore"))
+    with pytest.raises(UserError, match=r"could not export this one: no such operator; encode outside"):
+        export_onnx(table[0], tmp_path / "t.onnx")
+
+
+def test_only_an_older_export_is_written_over(table, exported, tmp_path, monkeypatch):
+    import onnx
+
+    monkeypatch.setattr(export, "_to_onnx", lambda *_: pytest.fail("found after the work"))
+    foreign = onnx.helper.make_model(onnx.helper.make_graph([], "another", [], [])).SerializeToString()
+    for name, content in (("x.onnx", b"my notes"), ("x.onnx", foreign), ("x.onnx.json", b'{"mine": 1}')):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(UserError, match=rf"{name} is something else; choose another name"):
+            export_onnx(table[0], tmp_path / "x.onnx")
+        assert (tmp_path / name).read_bytes() == content
+        (tmp_path / name).unlink()
+    check_replaceable(exported)
+    assert exported.with_name(exported.name + ".json").is_file()
+    (tmp_path / "x.onnx").touch()
+    check_replaceable(tmp_path / "x.onnx")
 
 
 def test_a_missing_package_is_named(table, tmp_path, monkeypatch):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import struct
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ pytest.importorskip("sklearn", reason="the estimators have scikit-learn's interf
 
 from safetensors.torch import load_file, save_file
 
-from kshot.estimator import FewShotClassifier, FewShotRegressor
+from kshot.estimator import FewShotClassifier, FewShotRegressor, container
 from kshot.estimator.container import pack, unpack
 from kshot.estimator.model_file import describe, is_model, load_model
 
@@ -289,3 +290,96 @@ def test_lists_of_bytes_survive() -> None:
     assert unpack(packed["bytes"], packed["offsets"]) == items
     empty = pack([b"", b""])
     assert unpack(empty["bytes"], empty["offsets"]) == [b"", b""]
+
+
+def forged(path: Path, place: str, value: Any) -> None:
+    """Change one part of a file; its hash is right again."""
+    content = container.read(path)
+    if place in content.tensors:
+        content.tensors[place] = value
+    else:
+        *above, last = place.split(".")
+        inner: Any = content.header
+        for key in above:
+            inner = inner[key]
+        inner[last] = value
+    container.write(path, content)
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "why"),
+    [
+        ("temperature", "abc", "its temperature is 'abc'"),
+        ("temperature", 0, "its temperature is 0"),
+        ("temperature", None, "its temperature is None"),
+        ("head.strength", "x", "strength of its head is 'x'"),
+        ("head.name", "forest", "its head is 'forest'"),
+        ("class_type", "whole", "its classes are not all of type whole"),
+        ("class_type", "colour", "KeyError: 'colour'"),
+        ("class_dtype", "<U1", "its classes do not fit into '<U1'"),
+        ("class_dtype", "abc", "TypeError"),
+        ("classes", ["ant", "ant", "cat"], "a class stands twice"),
+        ("n_features", "abc", "n_features is 'abc'"),
+        ("n_features", 4.5, "n_features is 4.5"),
+        ("columns", ["a"], "1 columns are named of 4"),
+        ("params.unknown_rate", "x", "its unknown_rate is 'x'"),
+        ("params.unknown_label", ["x"], "its unknown_label is"),
+        ("expected.low", "x", "low of what to expect is 'x'"),
+        ("losses", {"ridge 1": "x"}, "the loss of ridge 1 is 'x'"),
+        ("kind", "smell", "its kind is 'smell'"),
+        ("seed", "x", "its seed is 'x'"),
+        ("thumbnails.bytes", torch.full((100_000,), 255, dtype=torch.uint8), "UnicodeDecodeError"),
+        ("names.offsets", torch.tensor([0, 1]), "a name and a picture or text each"),
+        ("head.weight", torch.full((3, 5), float("nan")), "its weight is not finite"),
+        ("head.bias", torch.zeros(3, dtype=torch.float64), "of different types"),
+        ("y", torch.tensor([0, 2] * 7 + [2]), "a class has no shots"),
+        ("held_out.labels", torch.full((15,), 3), "its labels are not within 0 to 2"),
+    ],
+)
+def test_a_damaged_part_is_told_in_a_line(
+    saved: tuple[FewShotClassifier, Path], place: str, value: Any, why: str
+) -> None:
+    forged(saved[1], place, value)
+    with pytest.raises(UserError, match=r"expected a whole model in .* damaged or truncated") as caught:
+        load_model(saved[1])
+    assert why in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "why"),
+    [
+        ("kernel.ridge", "x", "ridge of the kernel is 'x'"),
+        ("kernel.length", 0, "length of the kernel is 0"),
+        ("y", torch.full((15,), float("nan"), dtype=torch.float64), "its targets is not finite"),
+        ("task", "poetry", "its task is 'poetry'"),
+    ],
+)
+def test_a_damaged_part_of_a_regressor(tmp_path: Path, place: str, value: Any, why: str) -> None:
+    x, y = rows()
+    FewShotRegressor().fit(x, y + 0.5).save(tmp_path / "m")
+    forged(tmp_path / "m", place, value)
+    with pytest.raises(UserError, match="damaged or truncated") as caught:
+        load_model(tmp_path / "m")
+    assert why in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["image:hf-hub:some/model", "image:local-dir:weights"])
+def test_no_repository_is_fetched_unless_a_person_names_it(
+    saved: tuple[FewShotClassifier, Path], name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, path = saved
+    opened: list[str] = []
+
+    def fake(settings: Any, tensors: Any, kind: str) -> Any:
+        opened.append(settings["name"])
+        return SimpleNamespace(kind=kind, fingerprint=model.encoder_.fingerprint)
+
+    monkeypatch.setattr("kshot.estimator.model_file.encoder_from", fake)
+    forged(path, "kind", name.partition(":")[0])
+    forged(path, "encoder.settings", {"name": name})
+    with pytest.raises(UserError, match=r"known by its name alone, got .*pass it yourself: load\(path, encoder="):
+        load_model(path)
+    assert not opened
+    load_model(path, encoder=name)
+    assert opened == [name]

@@ -19,7 +19,7 @@ from kshot.cli.tables import show, table
 from kshot.cli.words import command_line, estimate, inference
 from kshot.core import UserError, method, methods
 from kshot.evaluation.record import Record
-from kshot.evaluation.report.wording import duration, metric_name, task_and_queries
+from kshot.evaluation.report.wording import duration, is_share, metric_name, task_and_queries
 from kshot.experiment.config import RunConfig
 from kshot.experiment.folder import run_config
 from kshot.experiment.grid import FILE as WAYS_AND_SHOTS
@@ -47,6 +47,10 @@ examples:
 `kshot evaluate RUN --help` also shows the options of its algorithm and data."""
 
 _NONE = "(default: none)"
+#: Episodes below which equal accuracies say little of how much others would differ.
+_FEW = 30
+#: Intervals below this are none: what rounding leaves of equal numbers.
+_SAME = 1e-9
 # Names of the groups of options while it is unknown whose they are.
 _ALGORITHM, _DATA = "algorithm_options", "data_options"
 
@@ -220,10 +224,11 @@ def _grid(args: Sequence[str], folder: Path, config: RunConfig, data: str, found
         The exit status.
 
     Raises:
-        UserError: there is no run, or --ways or --shots is missing.
+        UserError: there is no run, --ways or --shots is missing, or something else says how large tasks are.
     """
     if method(config.algorithm).learner.trained_on == "nothing" or not (found.ways and found.shots):
         raise UserError("expected a run, --ways and --shots together: kshot evaluate RUN --ways 2 5 20 --shots 1 5")
+    _check_alone(args)
     if found.threads > 0:
         torch.set_num_threads(found.threads)
     quiet = found.json == "-"
@@ -262,10 +267,22 @@ def _grid(args: Sequence[str], folder: Path, config: RunConfig, data: str, found
     return 0
 
 
+def _check_alone(args: Sequence[str]) -> None:
+    others = [flag for flag in ("--n-way", "--n-shot", "--instances") if _typed(flag, args)]
+    if others:
+        raise UserError(
+            f"expected --ways and --shots alone to say how large tasks are, got {', '.join(others)} too; leave "
+            f"{'it' if len(others) == 1 else 'them'} out"
+        )
+
+
+def _typed(flag: str, args: Sequence[str]) -> bool:
+    return any(a.partition("=")[0].replace("_", "-") == flag for a in args)
+
+
 def _given(value: int, name: str, args: Sequence[str]) -> int | None:
     # 0 stands for "not given" in the flags, but is no number of anything.
-    typed = any(a.partition("=")[0].replace("_", "-") == f"--{name.replace('_', '-')}" for a in args)
-    if typed and value < 1:
+    if _typed(f"--{name.replace('_', '-')}", args) and value < 1:
         raise UserError(f"expected {name} >= 1, got {value}")
     return value or None
 
@@ -303,6 +320,16 @@ def _print(record: Record) -> None:
         places.add_row("%", *(f"{100 * row['mean']:.1f}" for row in extra["instances"]))
         places.add_row("±", *(f"{100 * row['ci95']:.1f}" for row in extra["instances"]))
         show(places)
+    _warn_of_few(record)
     seen = extra.get("classes_seen_in_training", 0)
     if seen:
         print(f"note: {seen:,} classes of this test were trained on; it does not tell how new classes are learnt")
+
+
+def _warn_of_few(record: Record) -> None:
+    # Accuracies that are all equal have an interval of nothing, which nobody should believe of so few.
+    if record.n_episodes < _FEW and is_share(record.metric) and record.ci95 < _SAME:
+        print(
+            f"note: few episodes: all {record.n_episodes} came out the same, and do not tell how others may differ; "
+            "test on more (--n-episodes 600)"
+        )

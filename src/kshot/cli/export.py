@@ -10,7 +10,7 @@ from typing import Annotated
 from tyro.conf import Positional, arg
 
 from kshot.cli.fit_words import size
-from kshot.cli.fitted import open_any
+from kshot.cli.fitted import check_onnx_free, open_any
 from kshot.cli.flags import parse
 from kshot.cli.live import Display
 from kshot.core import UserError
@@ -31,7 +31,7 @@ class Export:
 
     Attributes:
         model: the model file.
-        onnx: the ONNX file to write; an older one is replaced.
+        onnx: the ONNX file to write; an older one of kshot is replaced.
     """
 
     model: Positional[Annotated[str, arg(metavar="MODEL", help_behavior_hint="")]] = ""
@@ -48,14 +48,13 @@ def run(args: Sequence[str]) -> int:
         The exit status.
 
     Raises:
-        UserError: no model or file is named, or the model cannot be exported.
+        UserError: no model or file is named, another file is in the way, or the model cannot be exported.
     """
     asked = parse(Export, args, prog="kshot export", about=_ABOUT)
     path = Path(asked.onnx)
     if path.suffix.lower() != ".onnx":
         raise UserError(f"expected a file that ends in .onnx, got {asked.onnx!r}: kshot export MODEL --onnx FILE.onnx")
-    if path.is_dir():
-        raise UserError(f"expected a file for the model, {path} is a folder; name a file in it")
+    check_onnx_free(path)
     with Display() as display:
         model = open_any(asked.model, display)
         with display.waiting("writing and checking"):

@@ -187,7 +187,7 @@ def check_model_free(path: Path) -> None:
     if path.exists():
         from kshot.estimator.model_file import is_model
 
-        if not is_model(path):
+        if not (path.is_file() and is_model(path)):
             raise UserError(f"expected a new file or an older model, {path} is something else; choose another --out")
 
 
@@ -203,7 +203,8 @@ def check_beginning_free(path: Path, what: str, *beginnings: str) -> None:
         UserError: another file is there, or a folder.
     """
     _check_file(path, what)
-    if not path.exists():
+    # What is no file, such as a pipe, has no beginning to look at: reading it might wait for ever.
+    if not path.is_file():
         return
     with path.open("rb") as f:
         start = f.read(200).lstrip().lower()
@@ -253,6 +254,22 @@ def check_report_free(path: Path) -> None:
     check_beginning_free(path, "the report", "<!doctype html", "<html")
 
 
+def check_onnx_free(path: Path) -> None:
+    """Refuse to write an exported model, or the JSON beside it, over anything but an older one.
+
+    Args:
+        path: where the ONNX file is to be written.
+
+    Raises:
+        UserError: another file is there, or a folder, or the folder may not be written to.
+    """
+    from kshot.estimator.export import beside, check_replaceable
+
+    _check_file(path, "the model")
+    _check_file(beside(path), "the JSON beside the model")
+    check_replaceable(path)
+
+
 def _check_file(path: Path, what: str) -> None:
     if path.is_dir():
         raise UserError(f"expected a file for {what}, {path} is a folder; name a file in it")
@@ -281,7 +298,7 @@ def label_like(text: str, classes: Sequence[Any]) -> Any:
     """Read a class as it was typed, in the type that the classes of a model have.
 
     Args:
-        text: what was typed.
+        text: what was typed; space around it means nothing, unless a class is written with it.
         classes: labels of the model.
 
     Returns:
@@ -290,9 +307,11 @@ def label_like(text: str, classes: Sequence[Any]) -> Any:
     Raises:
         UserError: nothing was typed, or classes are numbers, and this is none.
     """
+    same = [label for label in classes if str(label) == text]
+    text = text.strip()
     if not text:
         raise UserError("expected the name of a class, got none; name one: --class NAME")
-    same = [label for label in classes if str(label) == text]
+    same += [label for label in classes if str(label) == text]
     if same:
         return same[0]
     kind = type(classes[0])

@@ -181,7 +181,7 @@ def parse(shape: type[T], args: Sequence[str], *, prog: str, about: str, owners:
         The settings.
 
     Raises:
-        UserError: a flag is unknown, or a value missing or of the wrong type.
+        UserError: a flag is unknown, a value missing or of the wrong type, or the number of threads is below 0.
         SystemExit: help was asked for and printed.
     """
     said = io.StringIO()
@@ -201,6 +201,9 @@ def parse(shape: type[T], args: Sequence[str], *, prog: str, about: str, owners:
         raise
     if rest:
         raise UserError(f"{_unknown(rest[0], shape, owners or {})} See {prog} --help")
+    # Looked at here for all commands that have the flag.
+    if (threads := getattr(found, "threads", 0)) < 0:
+        raise UserError(f"expected --threads of at least 0, got {threads}; 0 leaves the number to PyTorch")
     return found
 
 

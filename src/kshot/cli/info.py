@@ -67,9 +67,11 @@ def run(args: Sequence[str]) -> int:
         check_report_free(Path(asked.report))
     check_json_free(asked.json)
     from kshot.estimator import container
+    from kshot.estimator.model_file import describe
 
     # All of it is read, so that a damaged file is told from a whole one; the encoder is left alone.
-    found = container.read(Path(asked.model)).header
+    container.read(Path(asked.model))
+    found = describe(asked.model)
     if asked.report:
         with Display() as display:
             write_report(open_any(asked.model, display), asked.report, display)

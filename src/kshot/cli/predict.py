@@ -28,6 +28,7 @@ from kshot.cli.fitted import (
 )
 from kshot.cli.flags import parse, typed
 from kshot.cli.live import Display
+from kshot.cli.predict_rows import checked_rows
 from kshot.cli.tables import show, table
 from kshot.core import UserError
 from kshot.core.files import write_atomically
@@ -153,7 +154,7 @@ def run(args: Sequence[str]) -> int:
         _print_summary(asked, source, answers)
     else:
         _print_table(source, answers)
-    _print_accuracy(source, answers)
+    _print_accuracy(model, source, answers, rate)
     return 0
 
 
@@ -224,7 +225,7 @@ def _read(
     asked: Predict, model: FewShotClassifier | FewShotRegressor, display: Display, numeric: bool = False
 ) -> Source:
     if not asked.text:
-        return read_new(
+        source = read_new(
             model,
             asked.inputs,
             display,
@@ -233,6 +234,7 @@ def _read(
             skip_bad=asked.skip_bad,
             numeric=numeric,
         )
+        return checked_rows(model.encoder_, source, ", ".join(asked.inputs), skip_bad=asked.skip_bad)
     if model.kind_ not in ("text", "molecule"):
         raise UserError(
             f"--text is for models of texts or molecules, {asked.model} is one of {model.kind_}s; name files"
@@ -308,15 +310,38 @@ def _print_summary(asked: Predict, source: Source, answers: Sequence[Answer]) ->
     print(f"{amount(len(source), source.kind)}, written to {asked.out}")
 
 
-def _print_accuracy(source: Source, answers: Sequence[Answer]) -> None:
+def _print_accuracy(model: FewShotClassifier, source: Source, answers: Sequence[Answer], rate: float) -> None:
     if not source.labels:
         return
+    pairs = list(zip(answers, source.labels, strict=True))
+    kept = [(found, label) for found, label in pairs if found.label == found.classes[0]]
+    refusal = str(model.unknown_label_) if rate else None
+    print(f"accuracy  {_accuracy(pairs)}{_of_refused(len(pairs) - len(kept), refusal, source.labels)}")
+    if len(kept) < len(pairs):
+        print(f"accuracy among those not refused  {_accuracy(kept) if kept else 'none'}")
+    known = {*map(str, model.classes_), refusal}
+    foreign = Counter(label for label in source.labels if label not in known)
+    if foreign:
+        from kshot.estimator.sources_result import listed
+
+        n, named = foreign.total(), listed([label for label, _ in foreign.most_common()])
+        print(f"note: {n:,} of the true labels ({named}) are none of the model's classes and count as errors")
+
+
+def _of_refused(n: int, refusal: str | None, labels: Sequence[str]) -> str:
+    if refusal is None:
+        return ""
+    if not n:
+        return "; none was refused"
+    return f"; a refused answer counts as wrong{f' unless its label is {refusal}' if refusal in labels else ''}"
+
+
+def _accuracy(pairs: Sequence[tuple[Answer, str]]) -> str:
     from kshot.estimator.expected import wilson
 
-    n = len(answers)
-    share = sum(found.label == label for found, label in zip(answers, source.labels, strict=True)) / n
-    low, high = wilson(share, n)
-    print(f"accuracy  {100 * share:.1f} % (95% interval {100 * low:.1f} to {100 * high:.1f}), on {n:,}")
+    share = sum(found.label == label for found, label in pairs) / len(pairs)
+    low, high = wilson(share, len(pairs))
+    return f"{100 * share:.1f} % (95% interval {100 * low:.1f} to {100 * high:.1f}), on {len(pairs):,}"
 
 
 def _percent(p: float) -> str:

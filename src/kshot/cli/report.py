@@ -10,6 +10,7 @@ from typing import Annotated
 import torch
 from tyro.conf import Positional, arg
 
+from kshot.cli.fitted import check_apart, check_report_free
 from kshot.cli.flags import parse
 from kshot.cli.live import Display, Parts
 from kshot.core import UserError
@@ -59,16 +60,18 @@ def run(args: Sequence[str]) -> int:
         The exit status.
 
     Raises:
-        UserError: no run is named, or one twice.
+        UserError: no run is named, or one twice, or the report would be written over something else.
     """
     asked = parse(Report, args, prog="kshot report", about=_ABOUT)
     if not asked.runs:
         raise UserError("expected the folder of a run: kshot report RUN ...")
     if len({path.resolve() for path in asked.runs}) < len(asked.runs):
         raise UserError("expected each run once; name a run folder only once")
+    out = Path(asked.out) if asked.out else _default(asked.runs)
+    check_report_free(out)
+    check_apart(str(out), *map(str, asked.runs))
     if asked.threads > 0:
         torch.set_num_threads(asked.threads)
-    out = Path(asked.out) if asked.out else _default(asked.runs)
     with Display() as display:
         parts = Parts(display)
         look = Look(asked.n_episodes, asked.device, Path(asked.data_root) if asked.data_root else None, parts)

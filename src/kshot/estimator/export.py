@@ -12,6 +12,7 @@ import importlib
 import importlib.util
 import json
 import logging
+import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
 TOLERANCE = 1e-4
 _INSTALL = "pip install 'kshot[onnx]'"
 _MODULES = ("onnx", "onnxscript", "onnxruntime")
+#: What turns the letters of a terminal red or bold.
+_COLOURS = re.compile(r"\x1b\[[\d;]*[A-Za-z]")
 
 
 @dataclass(frozen=True)
@@ -52,16 +55,19 @@ def export_onnx(model: FewShotClassifier | FewShotRegressor, path: Path | str) -
 
     Args:
         model: fitted.
-        path: the file, usually ending in .onnx; a JSON file of the same name and ".json" is written beside it.
+        path: the file, usually ending in .onnx; a JSON file of the same name and ".json" is written beside it. Older
+            ones of kshot are replaced.
 
     Returns:
         The path of the JSON file.
 
     Raises:
-        UserError: the model is not fitted, its encoder can't be exported, the answers differ, a package is missing, or
-            the file can't be written.
+        UserError: the model is not fitted, its encoder can't be exported, the answers differ, a package is missing,
+            another file is in the way, or the file can't be written.
     """
+    path = Path(path)
     _need_packages()
+    check_replaceable(path)
     if not hasattr(model, "fit_"):
         raise UserError("expected a fitted model to export, got one that has learnt nothing; call fit(X, y) first")
     door = door_of(model)
@@ -79,11 +85,57 @@ def export_onnx(model: FewShotClassifier | FewShotRegressor, path: Path | str) -
     }
     data = _with_metadata(content, about)
     _check(data, asked, door)
-    path = Path(path)
-    beside = path.with_name(path.name + ".json")
     write_atomically(path, data)
-    write_atomically(beside, json.dumps(about, indent=1, ensure_ascii=False) + "\n")
-    return beside
+    write_atomically(beside(path), json.dumps(about, indent=1, ensure_ascii=False) + "\n")
+    return beside(path)
+
+
+def beside(path: Path) -> Path:
+    """Name the JSON file of an ONNX file.
+
+    Args:
+        path: the ONNX file.
+
+    Returns:
+        The file beside it.
+    """
+    return path.with_name(path.name + ".json")
+
+
+def check_replaceable(path: Path) -> None:
+    """Refuse to write an exported model over anything but an older one; whatever is no file or empty may be written to.
+
+    Args:
+        path: where the ONNX file is to be written.
+
+    Raises:
+        UserError: there, or where the JSON is to be written, is another file; or a package is missing to tell.
+    """
+    for file, ours in ((path, _is_export), (beside(path), _is_told)):
+        if file.is_file() and file.stat().st_size and not ours(file):
+            raise UserError(
+                f"expected a new file or one that kshot has exported, {file} is something else; choose another name"
+            )
+
+
+def _is_export(path: Path) -> bool:
+    _need_packages()
+    # Both are compiled, without types.
+    onnx = importlib.import_module("onnx")
+    broken = importlib.import_module("google.protobuf.message").DecodeError
+    try:
+        proto = onnx.load_model_from_string(path.read_bytes())
+    except (broken, OSError):
+        return False
+    return any(entry.key == "kshot" for entry in proto.metadata_props)
+
+
+def _is_told(path: Path) -> bool:
+    try:
+        told = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(told, dict) and "kshot_onnx" in told
 
 
 def _asked(model: FewShotClassifier | FewShotRegressor, door: Door) -> _Asked:
@@ -136,7 +188,9 @@ def _to_onnx(answer: nn.Module, door: Door, outputs: list[str]) -> Any:
                 optimize=True,
             )
     except (torch.onnx.OnnxExporterError, RuntimeError) as error:
-        first = str(error).strip().splitlines()[0][:300]
+        if (stop := _interruption(error)) is not None:
+            raise stop from None
+        first = (_COLOURS.sub("", str(error)).strip().splitlines() or [type(error).__name__])[0][:300]
         raise UserError(
             f"expected a network that ONNX can express, PyTorch could not export this one: {first}; encode outside, "
             "and fit and export a model of kind 'vector' on the vectors"
@@ -144,6 +198,18 @@ def _to_onnx(answer: nn.Module, door: Door, outputs: list[str]) -> Any:
     if program is None:
         raise UserError("expected an ONNX program of PyTorch, got none; install a newer torch")
     return program.model_proto
+
+
+def _interruption(error: BaseException) -> KeyboardInterrupt | None:
+    # Ctrl-C and SIGTERM while PyTorch traces arrive within errors of its own.
+    seen, left = set[int](), [error]
+    while left:
+        one = left.pop()
+        if isinstance(one, KeyboardInterrupt):
+            return one
+        seen.add(id(one))
+        left += [e for e in (one.__cause__, one.__context__) if e is not None and id(e) not in seen]
+    return None
 
 
 def _with_metadata(proto: Any, about: dict[str, Any]) -> bytes:

@@ -8,6 +8,7 @@ layout.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 from kshot.core import Encoder, OnProgress, UserError
+from kshot.core.encoder import ENCODER_KINDS
 from kshot.estimator import container, labels
 from kshot.estimator.classifier import FewShotClassifier
 from kshot.estimator.container import Content
@@ -31,6 +33,13 @@ from kshot.estimator.regressor import FewShotRegressor
 #: Answers for shots left out are kept up to so many numbers; they serve reports only.
 MOST_HELD_OUT = 20_000_000
 _HEAD = ("centre", "weight", "bias")
+_PARAMS = ("head", "unknown_rate", "unknown_label", "finetune", "use_class_names", "cache")
+#: What a damaged header or tensor raises where it is used.
+_DAMAGE = (KeyError, TypeError, IndexError, AttributeError, RuntimeError, ValueError, OverflowError)
+
+
+class _Unfit(ValueError):
+    """A part of a file that is not what it should be."""
 
 
 def save_model(model: FewShotClassifier | FewShotRegressor, path: str | Path) -> None:
@@ -66,7 +75,8 @@ def load_model(
 
     Args:
         path: the file.
-        encoder: only for a model whose encoder was a function or network: that very one.
+        encoder: only for a model whose encoder was a function or network, or came from a repository of the hub that its
+            name gives: that very one.
         on_progress: told (done, all) examples while encoding.
 
     Returns:
@@ -78,10 +88,13 @@ def load_model(
     path = Path(path)
     content = container.read(path)
     try:
+        _check_header(content.header)
         model = (_classifier if content.header["task"] == "classification" else _regressor)(content)
         _restore(model, content, encoder)
-    except (KeyError, TypeError, IndexError, AttributeError, RuntimeError) as error:
-        raise UserError(container.damaged(path, f"{type(error).__name__}: {error}")) from error
+    except UserError:
+        raise
+    except _DAMAGE as error:
+        raise UserError(container.damaged(path, _told(error))) from error
     model.on_progress = on_progress
     return model
 
@@ -96,8 +109,17 @@ def describe(path: str | Path) -> dict[str, Any]:
         JSON values: "kshot_model", "kshot", "task", "kind", "encoder", "n_shots", "columns"; of a classifier "classes",
         "shots" (of each class), "head", "temperature", "expected" (accuracy, low, high, n; or None), "least_rate",
         "losses", "params"; of a regressor "kernel" and "expected".
+
+    Raises:
+        UserError: the file is foreign, of a newer version, or damaged at its beginning.
     """
-    return container.header_of(Path(path), container.read_metadata(Path(path)))
+    path = Path(path)
+    header = container.header_of(path, container.read_metadata(path))
+    try:
+        _check_header(header)
+    except _DAMAGE as error:
+        raise UserError(container.damaged(path, _told(error))) from error
+    return header
 
 
 def is_model(path: str | Path) -> bool:
@@ -115,6 +137,64 @@ def is_model(path: str | Path) -> bool:
     except OSError:
         return False
     return start[8:9] == b"{" and b'"kshot_model"' in start
+
+
+def _told(error: Exception) -> str:
+    why = str(error) if isinstance(error, _Unfit) else f"{type(error).__name__}: {error}"
+    return " ".join(why.split())[:200]
+
+
+def _demand(holds: bool, what: str) -> None:
+    if not holds:
+        raise _Unfit(what)
+
+
+def _number(value: Any, what: str, low: float = -math.inf, high: float = math.inf) -> None:
+    # Strictly between, so that it is finite; NaN is between nothing.
+    _demand(type(value) in (int, float) and low < value < high, f"{what} is {value!r:.40}")
+
+
+def _check_header(h: Mapping[str, Any]) -> None:
+    # JSON may hold anything in any place; what is wrong here would be a traceback later, or a wrong answer.
+    _demand(h["task"] in ("classification", "regression"), f"its task is {h['task']!r:.40}")
+    _demand(h["kind"] in ENCODER_KINDS, f"its kind is {h['kind']!r:.40}")
+    encoder, columns, n_features = h["encoder"], h["columns"], h["n_features"]
+    _demand(all(isinstance(encoder[k], str) for k in ("name", "fingerprint")), "its encoder has no name")
+    _demand(isinstance(encoder["settings"], dict), "its encoder has no settings")
+    _demand(type(h["n_shots"]) is int, "its number of shots is none")
+    _demand(n_features is None or (type(n_features) is int and n_features > 0), f"n_features is {n_features!r:.40}")
+    _demand(isinstance(columns, list) and all(isinstance(c, str) for c in columns), "its columns are no names")
+    _demand(not columns or n_features in (None, len(columns)), f"{len(columns)} columns are named of {n_features}")
+    for name, value in (h["expected"] or {}).items():
+        _number(value, f"{name} of what to expect")
+    if h["task"] == "classification":
+        _check_classification(h)
+        return
+    _number(h["kernel"]["share"], "share of the kernel", -1e-9, 1 + 1e-9)
+    for name in ("length", "ridge"):
+        _number(h["kernel"][name], f"{name} of the kernel", 0)
+
+
+def _check_classification(h: Mapping[str, Any]) -> None:
+    wanted, classes, params = labels.TYPES[h["class_type"]], h["classes"], h["params"]
+    _demand(isinstance(classes, list) and len(classes) > 1, "it has less than two classes")
+    _demand(all(type(c) is wanted for c in classes), f"its classes are not all of type {h['class_type']}")
+    _demand(len(set(classes)) == len(classes), "a class stands twice in it")
+    counts = h["shots"]
+    _demand(len(counts) == len(classes) and all(type(n) is int and n > 0 for n in counts), "a class has no shots")
+    _demand(h["head"]["name"] in STRENGTHS, f"its head is {h['head']['name']!r:.40}")
+    _number(h["head"]["strength"], "strength of its head", 0)
+    _number(h["temperature"], "its temperature", 0)
+    _number(h["least_rate"], "its least rate", 0)
+    _demand(type(h["seed"]) is int, f"its seed is {h['seed']!r:.40}")
+    for name, loss in h["losses"].items():
+        _number(loss, f"the loss of {name:.40}")
+    _demand(set(params) <= set(_PARAMS), f"it has parameters beside {', '.join(_PARAMS)}")
+    _demand(params["head"] in ("auto", *STRENGTHS), f"the head that was asked for is {params['head']!r:.40}")
+    if params["unknown_rate"] is not None:
+        _number(params["unknown_rate"], "its unknown_rate", 0, 1)
+    label = params["unknown_label"]
+    _demand(label is None or isinstance(label, str | int | float), f"its unknown_label is {label!r:.40}")
 
 
 def _of_classifier(model: FewShotClassifier) -> Content:
@@ -161,11 +241,10 @@ def _classifier(content: Content) -> FewShotClassifier:
     head = Head(h["head"]["name"], float(h["head"]["strength"]), *(t[f"head.{name}"] for name in _HEAD))
     held_out = HeldOut(*(t[f"held_out.{name}"] for name in HeldOut._fields)) if "held_out.index" in t else None
     expected = None if h["expected"] is None else Expected(**h["expected"])
-    n = len(h["classes"])
     model.fit_ = Fit(
         t["z"],
         t["y"],
-        n,
+        len(h["classes"]),
         head,
         float(h["temperature"]),
         t["reference"],
@@ -175,19 +254,37 @@ def _classifier(content: Content) -> FewShotClassifier:
         h["seed"],
         t.get("class_names"),
     )
-    wanted = labels.TYPES[h["class_type"]]
-    model.classes_ = np.array([wanted(c) for c in h["classes"]], dtype=np.dtype(h["class_dtype"]))
-    if head.name not in STRENGTHS or not _fits(model.fit_):
-        raise KeyError("its parts do not fit each other")
+    model.classes_ = np.array(h["classes"], dtype=np.dtype(h["class_dtype"]))
+    # A narrow type would cut names, and round numbers.
+    _demand(model.classes_.tolist() == h["classes"], f"its classes do not fit into {h['class_dtype']!r:.40}")
+    _check_fit(model.fit_)
     return model
 
 
-def _fits(fitted: Fit) -> bool:
-    (n, d), c = fitted.z.shape, fitted.n_classes
-    shapes = [fitted.y.shape, fitted.head.weight.shape, fitted.head.bias.shape, fitted.head.centre.shape]
-    if fitted.names is not None and fitted.names.shape != (c, d):
-        return False
-    return shapes == [(n,), (c, d), (c,), (d,)] and int(fitted.y.min()) >= 0 and int(fitted.y.max()) == c - 1
+def _check_fit(fitted: Fit) -> None:
+    (n, d), c, head = fitted.z.shape, fitted.n_classes, fitted.head
+    shapes = [fitted.y.shape, head.weight.shape, head.bias.shape, head.centre.shape]
+    fits = shapes == [(n,), (c, d), (c,), (d,)] and (fitted.names is None or fitted.names.shape == (c, d))
+    _demand(fits and fitted.reference.ndim == 1, "its parts do not fit each other")
+    _check_finite(vectors=fitted.z, **{name: getattr(head, name) for name in _HEAD})
+    _check_labels(fitted.y, c)
+    _demand(len(fitted.y.unique()) == c, "a class has no shots")
+    if fitted.held_out is not None:
+        index, logits, known = fitted.held_out
+        _demand(len(index) == len(known) and logits.shape == (len(index), c), "its held-out answers do not fit")
+        _check_labels(index, n)
+        _check_labels(known, c)
+
+
+def _check_finite(**tensors: Tensor) -> None:
+    for name, t in tensors.items():
+        _demand(t.is_floating_point() and bool(t.isfinite().all()), f"its {name} is not finite")
+    _demand(len({t.dtype for t in tensors.values()}) == 1, f"its {' and '.join(tensors)} are of different types")
+
+
+def _check_labels(y: Tensor, n: int) -> None:
+    _demand(y.dtype == torch.int64 and len(y) > 0, "its labels are none")
+    _demand(int(y.min()) >= 0 and int(y.max()) < n, f"its labels are not within 0 to {n - 1}")
 
 
 def _of_regressor(model: FewShotRegressor) -> Content:
@@ -201,8 +298,14 @@ def _of_regressor(model: FewShotRegressor) -> Content:
 
 def _regressor(content: Content) -> FewShotRegressor:
     h, t = content
+    _demand(set(h["params"]) <= {"cache"}, "it has parameters beside cache")
     model = FewShotRegressor(**h["params"])
     model.z_, model.y_ = t["z"], t["y"].numpy()
+    _demand(
+        t["z"].ndim == 2 and t["y"].shape == t["z"].shape[:1] and len(t["z"]) > 1, "its parts do not fit each other"
+    )
+    _check_finite(vectors=t["z"])
+    _check_finite(targets=t["y"])
     unit = h["kind"] != "table"
     model.fit_ = fit_kernel_ridge(
         t["z"], t["y"], unit=unit, order=torch.arange(len(t["z"])), kernel=Kernel(**h["kernel"])
@@ -213,17 +316,18 @@ def _regressor(content: Content) -> FewShotRegressor:
 def _restore(model: FewShotClassifier | FewShotRegressor, content: Content, own: Any) -> None:
     h, t = content
     model.kind_ = model.kind = h["kind"]
-    model.encoder_ = _encoder(h, t, own)
-    model.encoder = h["encoder"]["name"] if own is None else own
-    names = container.unpack(t["names.bytes"], t["names.offsets"])
+    names, thumbnails = (container.unpack(t[f"{k}.bytes"], t[f"{k}.offsets"]) for k in ("names", "thumbnails"))
+    _demand(len(names) == len(thumbnails) == len(t["z"]), "its shots do not have a name and a picture or text each")
     model.names_ = [name.decode("utf-8", "surrogateescape") for name in names]
-    thumbnails = container.unpack(t["thumbnails.bytes"], t["thumbnails.offsets"])
     model._shots = []
     model._thumbnails = list(thumbnails) if h["kind"] == "image" else [b.decode("utf-8") for b in thumbnails]
     if h["n_features"] is not None:
-        model.n_features_in_ = int(h["n_features"])
+        model.n_features_in_ = h["n_features"]
     if h["columns"]:
         model.feature_names_in_ = np.array(h["columns"], dtype=object)
+    # Last, since it takes longest.
+    model.encoder_ = _encoder(h, t, own)
+    model.encoder = h["encoder"]["name"] if own is None else own
 
 
 def _encoder(h: dict[str, Any], t: dict[str, Tensor], own: Any) -> Encoder:
@@ -231,7 +335,13 @@ def _encoder(h: dict[str, Any], t: dict[str, Tensor], own: Any) -> Encoder:
 
     tensors = {name.removeprefix("encoder."): value for name, value in t.items() if name.startswith("encoder.")}
     settings = h["encoder"]["settings"]
+    if own is None:
+        _check_place(settings, h["kind"])
+    elif isinstance(own, str) and own == settings.get("name"):
+        # Who names it allows it to be opened, with the settings and the tuning that the file holds.
+        own = None
     encoder = encoder_from(settings, tensors, h["kind"]) if own is None else make_encoder(own, h["kind"])
+    _demand(encoder.kind == h["kind"], f"its encoder is of kind {encoder.kind}, and not {h['kind']}")
     if encoder.fingerprint != h["encoder"]["fingerprint"]:
         raise UserError(
             f"expected the encoder {h['encoder']['name']} as it was when the model was fitted, got one with other "
@@ -239,3 +349,14 @@ def _encoder(h: dict[str, Any], t: dict[str, Tensor], own: Any) -> Encoder:
             f"of kshot {h['kshot']}), or fit again"
         )
     return encoder
+
+
+def _check_place(settings: Mapping[str, Any], kind: str) -> None:
+    # A model file alone must not have anybody's repository fetched.
+    prefix, _, model = str(settings.get("name", "")).partition(":")
+    if prefix == kind and ":" in model and "version" not in settings and not settings.get("run"):
+        raise UserError(
+            f"expected an encoder that is known by its name alone, got {model!r}, a repository that no model file may "
+            f"have fetched; if you trust it, pass it yourself: load(path, encoder={settings['name']!r}), or fit again "
+            "with another encoder"
+        )

