@@ -253,6 +253,7 @@ def test_compiled_programs_agree(name: str, kind: str) -> None:
     assert {"loop, compiled", "vmap, compiled"} <= set(report[0].note.split("; "))
 
 
+@pytest.mark.slow
 def test_seeds_of_the_contract_are_no_lucky_choice() -> None:
     for (name, kind), seed in itertools.product(PAIRS, (1, 2)):
         check_learner(built(name), SPECS[kind], clauses=["support", "gradient", "leak"], seed=seed)
