@@ -92,7 +92,7 @@ LEARNERS = [(SNAIL, SNAIL_SIZES), (Transformer, TRANSFORMER_SIZES)]
 
 def built(cls: type[DealtLearner], sizes: dict[str, object], **options: object) -> DealtLearner:
     torch.manual_seed(3)
-    made = cls.from_backbone(tiny_backbone(SIX), SIX, **{"ways": 3, "deals": 5, **sizes, **options})
+    made = cls.from_backbone(tiny_backbone(SIX), SIX, **{"deal_ways": 3, "deals": 5, **sizes, **options})
     assert isinstance(made, DealtLearner)
     return made.double()
 
@@ -146,10 +146,10 @@ def test_it_answers_tasks_of_its_own_number_of_classes(cls: type[DealtLearner], 
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"ways": 7}, "at least 7 classes.*got 6; raise n_way"),
-        ({"ways": 1}, "ways of 0 or at least 2"),
+        ({"deal_ways": 7}, "at least 7 classes.*got 6; raise n_way"),
+        ({"deal_ways": 1}, "deal_ways of 0 or at least 2"),
         ({"deals": 0}, "deals of at least 1"),
-        ({"near": 1.5}, "a share near of 0 to 1"),
+        ({"near": 1.5}, "near of 0 to 1"),
     ],
 )
 def test_settings_that_deal_nothing_are_refused(options: dict[str, object], said: str) -> None:
@@ -160,7 +160,7 @@ def test_settings_that_deal_nothing_are_refused(options: dict[str, object], said
 def test_only_classes_can_be_dealt() -> None:
     numbers = Spec("regression", (1, 8, 8), 1)
     with pytest.raises(UserError, match=r"expected classes to deal tasks of 3 from, got tasks of regression"):
-        SNAIL.from_backbone(tiny_backbone(numbers), numbers, ways=3, **SNAIL_SIZES)
+        SNAIL.from_backbone(tiny_backbone(numbers), numbers, deal_ways=3, **SNAIL_SIZES)
 
 
 def test_classes_of_unequal_size_are_refused() -> None:

@@ -89,18 +89,19 @@ def check_deal(deal: Deal, spec: Spec) -> Spec:
     """
     if deal.ways < 0 or deal.ways == 1 or deal.n_tasks < 1 or not 0 <= deal.near <= 1:
         raise UserError(
-            f"expected ways of 0 or at least 2, deals of at least 1 and a share near of 0 to 1, got ways={deal.ways}, "
-            f"deals={deal.n_tasks}, near={deal.near:g}"
+            "expected deal_ways of 0 or at least 2, deals of at least 1 and near of 0 to 1, got "
+            f"deal_ways={deal.ways}, deals={deal.n_tasks}, near={deal.near:g}"
         )
     if not deal.ways:
         return spec
     if spec.kind != "classification":
         raise UserError(
-            f"expected classes to deal tasks of {deal.ways} from, got tasks of {spec.kind}; leave ways at 0"
+            f"expected classes to deal tasks of {deal.ways} from, got tasks of {spec.kind}; leave deal_ways at 0"
         )
     if deal.ways > spec.n_outputs:
         raise UserError(
-            f"expected training tasks of at least {deal.ways} classes, as ways says, got {spec.n_outputs}; raise n_way"
+            f"expected training tasks of at least {deal.ways} classes, as deal_ways says, got {spec.n_outputs}; "
+            "raise n_way"
         )
     return spec._replace(n_outputs=deal.ways)
 
@@ -137,7 +138,7 @@ def _by_class(given: Labelled) -> Tensor:
     if len(given.y) % given.ways:
         raise UserError(
             f"expected equally many examples of each of {given.ways} classes, got {len(given.y)} in all; "
-            "leave ways at 0"
+            "leave deal_ways at 0"
         )
     return given.z[given.y.argsort()].unflatten(0, (given.ways, -1))
 

@@ -169,9 +169,9 @@ def _at_ways(evaluation: EvalConfig, found: Method, spec: Spec, options: dict[st
     # A head for W classes is tested on tasks of W: those of training, or fewer that are dealt from them.
     if spec.kind != "classification" or found.learner.any_way:
         return evaluation
-    dealt, wanted = options.get("ways") or 0, evaluation.eval_n_way
+    dealt, wanted = options.get("deal_ways") or 0, evaluation.eval_n_way
     if wanted not in (0, dealt or spec.n_outputs):
-        change = f"ways={wanted} among its options" if dealt else f"n_way={wanted}"
+        change = f"deal_ways={wanted} among its options" if dealt else f"n_way={wanted}"
         raise UserError(
             f"{found.name} learns a head for {dealt or spec.n_outputs} classes and cannot be evaluated at {wanted}; "
             f"train with {change}, or evaluate at {dealt or spec.n_outputs}"

@@ -19,7 +19,7 @@ AttentionBlock(K, V)    ``kshot.nn.causal.AttentionBlock``
 Differs from the paper: an episode has many queries, each of them the last step of a sequence of its own; nothing before
 depends on it, so what is made of the support is computed once for all. Of first weights the paper says nothing: here
 the maps to keys and to questions begin equal in each attention, so that it begins as likeness; they are learned apart.
-A training task may have more classes than the tasks it is for, which are then dealt from it: see ``ways``.
+A training task may have more classes than the tasks it is for, which are then dealt from it: see ``deal_ways``.
 
 Checked by: tests/reference/test_snail.py (convolutions, masks and softmax of the whole sequence, query by query).
 """
@@ -55,8 +55,8 @@ class SNAIL(DealtLearner):
         tc_filters: D of the temporal convolutions; 128 in the paper.
         keys: sizes of the keys of the three attentions; 64, 256, 512 in the paper.
         values: sizes of their values; 32, 128, 256 in the paper.
-        ways: W, classes of the tasks that are dealt from each training task, see ``kshot.engine.dealing``; 0, as in the
-            paper, for those of the training task itself.
+        deal_ways: W, classes of the tasks that are dealt from each training task, see ``kshot.engine.dealing``; 0, as
+            in the paper, for those of the training task itself.
         deals: tasks that are dealt from each.
         near: share of them whose classes are near to each other.
 
@@ -78,11 +78,11 @@ class SNAIL(DealtLearner):
         tc_filters: int = 128,
         keys: tuple[int, ...] = (64, 256, 512),
         values: tuple[int, ...] = (32, 128, 256),
-        ways: int = 0,
+        deal_ways: int = 0,
         deals: int = 32,
         near: float = 0.5,
     ) -> None:
-        super().__init__(backbone, spec, Deal(ways, deals, near))
+        super().__init__(backbone, spec, Deal(deal_ways, deals, near))
         if len(keys) != 3 or len(values) != 3:
             raise UserError(f"expected keys and values of three attentions, got {keys} and {values}; give three each")
         if min(length - 1, tc_filters, *keys, *values) < 1:

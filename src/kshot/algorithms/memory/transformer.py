@@ -17,7 +17,7 @@ prior-data NLL          ``outer_loss``
 
 Differs from the paper: regression answers with a mean, judged by squared error, where the paper has a density in bins;
 layer norms stand before attention and network, for training without a warm-up; inputs go through a backbone; a training
-task may have more classes than the tasks it is for, which are then dealt from it: see ``ways``.
+task may have more classes than the tasks it is for, which are then dealt from it: see ``deal_ways``.
 
 Checked by: tests/reference/test_transformer.py (tokens and masks of the whole set, head by head).
 """
@@ -50,8 +50,8 @@ class Transformer(DealtLearner):
         width: of the tokens; 512 in the paper.
         n_layers: of the transformer; 6 in the paper.
         n_heads: of each attention; 4 in the paper.
-        ways: W, classes of the tasks that are dealt from each training task, see ``kshot.engine.dealing``; 0 for those
-            of the training task itself.
+        deal_ways: W, classes of the tasks that are dealt from each training task, see ``kshot.engine.dealing``; 0 for
+            those of the training task itself.
         deals: tasks that are dealt from each.
         near: share of them whose classes are near to each other.
 
@@ -71,11 +71,11 @@ class Transformer(DealtLearner):
         width: int = 128,
         n_layers: int = 4,
         n_heads: int = 4,
-        ways: int = 0,
+        deal_ways: int = 0,
         deals: int = 32,
         near: float = 0.5,
     ) -> None:
-        super().__init__(backbone, spec, Deal(ways, deals, near))
+        super().__init__(backbone, spec, Deal(deal_ways, deals, near))
         if n_layers < 1:
             raise UserError(f"expected n_layers of at least 1, got {n_layers}; choose another")
         self.example = nn.Linear(int(getattr(backbone, "n_features", 0)), width)

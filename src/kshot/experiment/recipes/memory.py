@@ -260,7 +260,7 @@ def _snail(ways: int, deals: int, steps: int, published: float, least: float, ag
             task=TaskConfig(n_way=120, n_shot=1, n_query=1, n_tasks=1),
             evaluation=EvalConfig(eval_episodes=0, val_episodes=400),
             train=train,
-            options={"length": ways + 1, "ways": ways, "deals": deals},
+            options={"length": ways + 1, "deal_ways": ways, "deals": deals},
         ),
         rows=(Row(f"{ways}-way 1-shot", published, least, _MISHRA, test),),
         protocol=f"Inductive (running statistics). One training at {ways}-way 1-shot. A step embeds two images of each "
