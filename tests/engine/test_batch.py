@@ -168,12 +168,20 @@ def test_regression_lists_are_looped_over_too() -> None:
 
 @pytest.mark.parametrize("kind", ["loop", "vmap", "native"])
 def test_autocast_is_entered(kind: str) -> None:
-    learner = protonet("none").float()
+    learner, entered = protonet("none").float(), list[bool]()
+    learner.backbone.register_forward_pre_hook(lambda *_: entered.append(torch.is_autocast_enabled("cpu")))
     episodes = synthetic_episodes(SPEC, 3, dtype=torch.float32)
     plain = OuterStep(learner, Batching(kind))(episodes)
+    assert entered
+    assert not any(entered)
+    entered.clear()
     mixed = OuterStep(learner, Batching(kind), lambda: torch.autocast("cpu", torch.bfloat16))(episodes)
+    assert entered
+    assert all(entered)
     gap = float((plain.losses - mixed.losses.float()).abs().max())
-    assert 1e-6 < gap < 0.1
+    # PyTorch 2.14 maps layers over tasks in float32 on a CPU, whatever the autocast.
+    assert gap < 0.1
+    assert kind == "vmap" or gap > 1e-6
     assert all(g.dtype == torch.float32 for g in mixed.grads.values())
 
 
