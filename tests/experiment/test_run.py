@@ -324,3 +324,26 @@ def test_a_plain_classifier_takes_no_shares_of_tasks():
 def test_numbers_that_make_no_sense(bad):
     with pytest.raises(UserError, match="expected"):
         bad()
+
+
+def test_a_run_of_dealt_tasks_is_tested_on_tasks_of_their_size(tmp_path):
+    """Training has eight classes, its tasks are dealt three of them, and so has every validation and test."""
+    options = {"deal_ways": 3, "deals": 4, "length": 4, "tc_filters": 3, "keys": [3, 4, 5], "values": [2, 3, 4]}
+    config = RunConfig(
+        "snail",
+        "glyphs",
+        task=TaskConfig(n_way=8, n_shot=1, n_query=1, n_tasks=1),
+        evaluation=EvalConfig(eval_episodes=4, val_episodes=2),
+        train=TrainConfig(steps=2, validate_every=2, batching="native"),
+        network=BackboneConfig(n_filters=8),
+        options=options,
+    )
+    outcome = train_run(config, tmp_path / "run")
+    assert outcome.config.evaluation.eval_n_way == 3
+    assert outcome.record.n_way == 3
+    assert outcome.learner.spec.n_outputs == 3
+    assert evaluate_run(tmp_path / "run", n_episodes=4)[-1].n_way == 3
+    with pytest.raises(UserError, match="a head for 3 classes and cannot be evaluated at 4; train with deal_ways=4"):
+        resolve(
+            dataclasses.replace(config, evaluation=EvalConfig(eval_n_way=4)), Spec("classification", (1, 28, 28), 8)
+        )
