@@ -62,7 +62,7 @@ def test_every_option_can_be_offered_on_the_command_line() -> None:
     assert list(options["glyphs"]) == ["image_size", *sampling]
     assert list(options["sinusoid"]) == []
     assert list(options["copy"]) == ["min_length", "max_length", "n_bits"]
-    assert list(options["ngrams"]) == ["n_bits", "context_bits"]
+    assert list(options["ngrams"]) == ["n_bits", "context_bits", "min_context_bits"]
     for found in options.values():
         for p in found.values():
             assert p.default is not p.empty

@@ -181,6 +181,20 @@ def test_probabilities_of_ngrams_have_their_distribution() -> None:
     assert sum(firsts) / len(firsts) == pytest.approx(0.75, abs=0.02)
 
 
+def test_fewer_bits_decide_in_some_sequences() -> None:
+    """With one to two bits that decide, the bit before the last says nothing in half of the sequences."""
+    source = NGrams(n_bits=3000, context_bits=2, min_context_bits=1)
+    episodes = source.episodes(source.plan(200, generator(0)))
+    assert source.optimal(episodes) is None  # Nobody is told how many.
+    silent = 0
+    for bits in episodes.query.y[..., 0].long():
+        before, last, following = bits[:-2], bits[1:-1], bits[2:].double()
+        rates = [[following[(before == a) & (last == b)].mean() for a in (0, 1)] for b in (0, 1)]
+        silent += all(abs(float(one - other)) < 0.15 for one, other in rates)
+    # Two entries of Beta(1/2, 1/2) are as near as that by chance in a fifth of all cases, two pairs in a twentieth.
+    assert 85 <= silent <= 125
+
+
 def test_the_best_possible_answers_cost_what_the_paper_shows() -> None:
     source = NGrams()
     episodes = source.episodes(source.plan(300, generator(0)))
@@ -208,6 +222,7 @@ BAD: list[tuple[Callable[..., SequenceSource], dict[str, int], str]] = [
     (AssociativeRecall, {"item_length": 0}, "item_length of at least 1"),
     (NGrams, {"n_bits": 0}, "n_bits of at least 1"),
     (NGrams, {"context_bits": 0}, "context_bits of at least 1"),
+    (NGrams, {"context_bits": 3, "min_context_bits": 4}, "min_context_bits of 0 to 3"),
     (PrioritySort, {"n_asked": 21}, "n_asked <= n_vectors, got 21 and 20; ask fewer or show more"),
 ]
 

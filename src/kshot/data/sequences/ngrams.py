@@ -21,7 +21,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kshot.core import Episode, Spec, Tree
+from kshot.core import Episode, Spec, Tree, UserError
 from kshot.data.sequences.source import SequenceSource, at_least, random_bits
 
 
@@ -30,15 +30,27 @@ class NGrams(SequenceSource):
 
     Args:
         n_bits: L, bits of a sequence.
-        context_bits: bits on which the next one depends, one less than n.
+        context_bits: C, bits on which the next one depends, one less than n.
+        min_context_bits: fewest of them that decide; 0 for all. Each sequence has a number of its own, from this one to
+            C, and its table tells apart no more than so many of the last bits. A gentler training: one bit of five
+            says next to nothing about the next.
+
+    Raises:
+        UserError: numbers of bits that make no sense.
     """
 
     name = "ngrams"
     shows_while_asked = True
 
-    def __init__(self, *, n_bits: int = 200, context_bits: int = 5) -> None:
+    def __init__(self, *, n_bits: int = 200, context_bits: int = 5, min_context_bits: int = 0) -> None:
         super().__init__(one_length=True)
         self.context_bits = at_least("context_bits", context_bits)
+        if not 0 <= min_context_bits <= context_bits:
+            raise UserError(
+                f"expected min_context_bits of 0 to {context_bits}, as context_bits says, got {min_context_bits}; "
+                "choose others"
+            )
+        self.decide = (min_context_bits or context_bits, context_bits)
         self.n_bits = at_least("n_bits", n_bits)
         self.n_shot, self.n_query = 1, n_bits
         self.spec = Spec("sequence", (1,), 1)
@@ -55,13 +67,21 @@ class NGrams(SequenceSource):
         """
         # The square of the sine of a uniform angle has the distribution Beta(1/2, 1/2).
         angle = torch.rand(n_tasks, 2**self.context_bits, generator=generator, dtype=torch.float64) * (torch.pi / 2)
-        table = angle.sin().square()
+        table = self._coarse(angle.sin().square(), generator)
         bits = random_bits(n_tasks, self.n_bits, generator=generator)
         chance = torch.rand(n_tasks, self.n_bits, generator=generator, dtype=torch.float64)
         for i in range(self.context_bits, self.n_bits):
             context = contexts(bits[:, i - self.context_bits : i], self.context_bits)
             bits[:, i] = chance[:, i] < table.gather(1, context[:, -1:])[:, 0]
         return {"bits": bits}
+
+    def _coarse(self, table: Tensor, generator: torch.Generator) -> Tensor:
+        # (T, 2^C), of which contexts share an entry that differ before the last k bits.
+        low, high = self.decide
+        if low == high:
+            return table
+        k = torch.randint(low, high + 1, (len(table), 1), generator=generator)
+        return table.gather(1, torch.arange(2**high) >> (high - k))
 
     def episodes(self, plan: Tree) -> Episode:
         """Lay out the sequences of a plan.
@@ -76,15 +96,17 @@ class NGrams(SequenceSource):
         before = torch.cat([torch.zeros_like(bits[:, :1]), bits[:, :-1]], 1)
         return self.made(torch.zeros(len(bits), 1, 1), before[..., None], bits[..., None])
 
-    def optimal(self, episodes: Episode) -> Tensor:
+    def optimal(self, episodes: Episode) -> Tensor | None:
         """Answer as well as anyone can who does not know the tables.
 
         Args:
             episodes: T sequences.
 
         Returns:
-            Logits (T, L, 1).
+            Logits (T, L, 1); None if it is not told how many bits decide.
         """
+        if self.decide[0] < self.context_bits:
+            return None
         p = optimal_probabilities(episodes.query.y[..., 0], self.context_bits)
         return torch.logit(p)[..., None]
 
@@ -124,15 +146,16 @@ def optimal_probabilities(bits: Tensor, context_bits: int = 5) -> Tensor:
     return found
 
 
-def ngrams_tasks(split: str, *, n_bits: int = 200, context_bits: int = 5) -> NGrams:
+def ngrams_tasks(split: str, *, n_bits: int = 200, context_bits: int = 5, min_context_bits: int = 0) -> NGrams:
     """Make bits of random n-gram tables: the ``tasks`` of "ngrams".
 
     Args:
         split: every one is a stream of the same distribution.
         n_bits: bits of a sequence.
         context_bits: bits on which the next one depends.
+        min_context_bits: fewest that decide, in a sequence; 0 for as many.
 
     Returns:
         The task source.
     """
-    return NGrams(n_bits=n_bits, context_bits=context_bits)
+    return NGrams(n_bits=n_bits, context_bits=context_bits, min_context_bits=min_context_bits)
