@@ -239,7 +239,9 @@ _MANN = Recipe(
 _MISHRA = "Mishra et al. 2018, arXiv:1707.03141, Table 1"
 
 
-def _snail(ways: int, deals: int, steps: int, published: float, least: float, again: int = 0) -> Recipe:
+def _snail(
+    ways: int, deals: int, steps: int, published: float, least: float, again: int = 0, augment: str = "none"
+) -> Recipe:
     test = {"n_way": ways, "n_query": 1, "n_episodes": 1000}
     train = TrainConfig(
         steps=steps,
@@ -261,6 +263,7 @@ def _snail(ways: int, deals: int, steps: int, published: float, least: float, ag
             evaluation=EvalConfig(eval_episodes=0, val_episodes=400),
             train=train,
             options={"length": ways + 1, "deal_ways": ways, "deals": deals},
+            data_options={"augment": augment},
         ),
         rows=(Row(f"{ways}-way 1-shot", published, least, _MISHRA, test),),
         protocol=f"Inductive (running statistics). One training at {ways}-way 1-shot. A step embeds two images of each "
@@ -291,7 +294,7 @@ RECIPES = (
     _CNP,
     _MANN,
     _snail(5, 64, 20_000, 0.9907, 0.9807, again=10_000),
-    _snail(20, 16, 8_000, 0.9764, 0.9564),
+    _snail(20, 16, 14_000, 0.9764, 0.9564, augment="affine"),
     _ntm("ntm-copy", "copy", _COPY, 1e-4, **_LSTM),
     _ntm("ntm-copy-ff", "copy", _COPY_FF, 1e-4, **_FF),
     _ntm("ntm-copy-learned", "copy", _START, 1e-4, **_LSTM, memory_start="learned"),
