@@ -7,7 +7,7 @@ import pytest
 from kshot.core import UserError
 from kshot.core.registry import methods
 from kshot.engine.train import TrainConfig
-from kshot.experiment.config import EvalConfig, RunConfig, TaskConfig
+from kshot.experiment.config import EvalConfig, RunConfig, TaskConfig, load_config
 from kshot.experiment.recipes import Recipe, Row, recipe, recipes, reproduce, verdict, write_result
 from kshot.experiment.recipes.measure import measure, milestone, seconds_until
 
@@ -161,3 +161,28 @@ def test_machines_of_the_paper():
         assert (options["controller"], options["n_hidden"], options["n_heads"]) == (controller, n_hidden, n_heads)
         assert (options["n_slots"], options["slot_width"]) == (128, 20)
         assert known[name].config.train.clip_value == 10
+
+
+def test_a_recipe_starts_from_the_runs_of_another(tmp_path):
+    """They are trained first, seed by seed, and their seconds count; what lies there is found trained."""
+    first = _tiny()
+    second = dataclasses.replace(_tiny(), name="second", starts_from=dataclasses.replace(first, name="first"))
+    trained = []
+
+    def keep(name, step, values):
+        if name == "start":
+            trained.append(step)
+
+    result = reproduce(second, tmp_path / "second", seeds=(0, 1), on_event=keep)
+    assert trained == [0, 0, 0, 0]
+    for seed in (0, 1):
+        config = load_config(tmp_path / "second" / f"seed-{seed}" / "config.toml")
+        assert config.start == str(tmp_path / "first" / f"seed-{seed}")
+        assert config.started_from == {"algorithm": "maml", "data": "sinusoid", "step": 3}
+    alone = reproduce(first, tmp_path / "first", seeds=(0, 1))
+    assert sum(result["train_seconds"]) >= sum(alone["train_seconds"])
+    assert result["rows"][0]["records"][0]["started_from"]["step"] == 3
+    assert result["rows"][0]["mean"] != alone["rows"][0]["mean"]
+    (tmp_path / "second").rename(tmp_path / "moved")
+    again = reproduce(second, tmp_path / "moved", seeds=(0, 1), on_event=keep)
+    assert again["rows"][0]["mean"] == result["rows"][0]["mean"]

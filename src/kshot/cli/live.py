@@ -163,6 +163,7 @@ class RunView:
             self.wait(f"{self.title}: opening {values['data']}")
         elif name == "built":
             self._metric = metric_of(values["learner"].spec.kind)
+            self.steps = values["config"].train.steps  # A recipe may train what it starts from first.
             self.wait(f"{self.title}: measuring how to batch tasks")
         elif name == "start":
             self._start(step)

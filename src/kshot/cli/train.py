@@ -17,7 +17,7 @@ from kshot.cli.live import Display, Parts, RunView
 from kshot.cli.settings import algorithm_group, data_group, given, owners
 from kshot.cli.signals import Stopped
 from kshot.cli.words import command_line, estimate, inference, network_line, option_list, resume_command, task_line
-from kshot.core import DivergedError, Learner, UserError
+from kshot.core import DivergedError, UserError
 from kshot.core.registry import methods
 from kshot.data.catalog import dataset, datasets
 from kshot.engine.checkpoint import Checkpoints
@@ -47,6 +47,7 @@ examples:
   kshot train maml --data sinusoid --n-shot 5 --n-tasks 25 --steps 5000
   kshot train --resume --out runs/proto
   kshot train --config runs/proto/config.toml --seed 1 --out runs/proto-1
+  kshot train feat --data omniglot --n-way 20 --start runs/baseline
 
 `kshot train ALGORITHM --data NAME --help` also shows the options of both."""
 
@@ -135,6 +136,8 @@ def read(args: Sequence[str]) -> Request:
         found.where,
         options={**_kept(base, "algorithm", algorithm), **given(args, getattr(found, algorithm))},
         data_options={**_kept(base, "data", data), **given(args, getattr(found, data))},
+        start=found.start,
+        started_from=base.started_from if base else {},
     )
     out = Path(found.out) if found.out else None
     if found.resume and base is not None and out is not None:
@@ -198,7 +201,7 @@ def shape(algorithm: str, data: str, args: Sequence[str], base: RunConfig | None
         ("where", DeviceConfig, held.where),
     ]
     return dataclasses.make_dataclass(
-        "Train", [*_run_flags(), *((n, kind, dataclasses.field(default=d)) for n, kind, d in groups)]
+        "Train", [*_run_flags(held.start), *((n, kind, dataclasses.field(default=d)) for n, kind, d in groups)]
     )
 
 
@@ -208,21 +211,19 @@ def _with_groups(train: TrainConfig, base: RunConfig | None, args: Sequence[str]
     return dataclasses.replace(train, outer_groups=base.train.outer_groups)
 
 
-def _run_flags() -> list[tuple[str, Any, Any]]:
-    def text(name: str, metavar: str, meaning: str, hint: str) -> tuple[str, Any, Any]:
-        return name, Annotated[str, arg(metavar=metavar, help=meaning, help_behavior_hint=hint)], ""
+def _run_flags(start: str) -> list[tuple[str, Any, Any]]:
+    def text(name: str, metavar: str, meaning: str, hint: str, default: str = "") -> tuple[str, Any, Any]:
+        return name, Annotated[str, arg(metavar=metavar, help=meaning, help_behavior_hint=hint)], default
 
+    resume = arg(help="go on with the run in --out, with its own settings")
     named = arg(metavar="ALGORITHM", help="a name that `kshot list algorithms` shows", help_behavior_hint="")
     return [
         ("algorithm", Annotated[Positional[str], named], ""),
         text("data", "NAME", "data set, a name that `kshot list datasets` shows", "(needed without --config)"),
         text("out", "DIR", "the run folder", "(default: a new one, runs/ALGORITHM-DATA-...)"),
-        (
-            "resume",
-            Annotated[bool, FlagCreatePairsOff, arg(help="go on with the run in --out, with its own settings")],
-            False,
-        ),
+        ("resume", Annotated[bool, FlagCreatePairsOff, resume], False),
         text("config", "FILE", "settings of a run (its config.toml); flags override them", "(default: none)"),
+        text("start", "RUN", "start from the weights of this run, as far as they fit", "(default: from none)", start),
         text("data_root", "DIR", "where data sets lie", "(default: KSHOT_DATA, or the user's cache folder)"),
     ]
 
@@ -289,7 +290,7 @@ def _train(request: Request, out: Path, fabric: Any, display: Display) -> tuple[
         if name == "start":
             before = values.get("how") == "measured before"
             how = values["batching"] + ", as measured before (--measure-anew measures again)" * before
-            _introduce(display, built["config"], built["learner"], fabric, out, how, step)
+            _introduce(display, built, fabric, out, how, step)
         view.on_event(name, step, values)
 
     try:
@@ -332,15 +333,15 @@ def _how_to_go_on(what: str, out: Path, request: Request) -> str:
     return f"{what}. Go on with:\n  {resume_command(out, request.root)}"
 
 
-def _introduce(
-    display: Display, config: RunConfig, learner: Learner, fabric: Any, out: Path, batching: str, step: int
-) -> None:
+def _introduce(display: Display, built: dict[str, Any], fabric: Any, out: Path, batching: str, step: int) -> None:
+    config, learner = built["config"], built["learner"]
     processes = f"{fabric.world_size} processes" if fabric.world_size > 1 else "1 process"
     lines = {
         "tasks": task_line(config, dataset(config.data).kind),
         "network": network_line(config, learner),
         "options": option_list(config.options),
         "data": option_list(config.data_options) if config.data_options else "",
+        "start": built["start"],
         "device": f"{fabric.device}, {processes}, {config.where.precision}; tasks batched: {batching}",
         "folder": str(out),
     }
@@ -378,9 +379,8 @@ def _other_tasks(config: RunConfig) -> list[str]:
         Flags of ``kshot evaluate``.
     """
     found, trained = dataset(config.data), config.task.n_shot
-    if found.growth is not None:
-        largest = str(found.growth.values[-1])
-        return [part for option in found.growth.options for part in (f"--{option.replace('_', '-')}", largest)]
+    if (growth := found.growth) is not None:
+        return [part for o in growth.options for part in (f"--{o.replace('_', '-')}", str(growth.values[-1]))]
     if found.kind == "sequence":
         return ["--n-episodes", "1000"]
     return ["--n-shot", str(2 * trained if found.kind == "regression" else 5 if trained == 1 else 1)]

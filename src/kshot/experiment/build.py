@@ -26,6 +26,8 @@ from kshot.nn.resnet import ResNet12, WideResNet
 BACKBONES = ("auto", "conv4", "resnet12", "wrn28_10", "mlp", "none")
 #: Those that take square images.
 _CONVOLUTIONAL = ("conv4", "resnet12", "wrn28_10")
+#: Their classes, but for that of "none", which has no weights.
+BACKBONE_KINDS = (Conv4, ResNet12, WideResNet, MLP)
 
 
 def open_split(config: RunConfig, split: str, *, root: Path | None = None, **overrides: Any) -> TaskSource:

@@ -137,6 +137,8 @@ class RunConfig:
         where: device and processes.
         options: the algorithm's own options; those left out are the paper's.
         data_options: the data set's own options.
+        start: folder of a run whose weights this one starts from, as far as they fit; none if empty.
+        started_from: of that run: its algorithm, data and step; filled in when the weights are taken.
     """
 
     algorithm: str
@@ -148,6 +150,8 @@ class RunConfig:
     where: DeviceConfig = field(default_factory=DeviceConfig)
     options: dict[str, Any] = field(default_factory=dict)
     data_options: dict[str, Any] = field(default_factory=dict)
+    start: str = ""
+    started_from: dict[str, Any] = field(default_factory=dict)
 
 
 def save_config(path: Path, config: RunConfig) -> None:

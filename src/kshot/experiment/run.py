@@ -35,6 +35,7 @@ from kshot.experiment.build import build_learner, open_split, open_training, res
 from kshot.experiment.config import RunConfig
 from kshot.experiment.folder import claim, run_config, taken
 from kshot.experiment.rows import memory_warning
+from kshot.experiment.starting import begin
 from kshot.experiment.weights import load_weights
 
 OnEvent = Callable[[str, int, dict[str, Any]], None]
@@ -97,8 +98,9 @@ def train_run(
         resume: go on with the run that lies there.
         root: the data root.
         fabric: launched by ``launch``; made here if None.
-        on_event: told what happens: "open" before the data are opened, "built" with the resolved ``config`` and the
-            ``learner``, "test" before the test, and what ``kshot.engine.train.Trainer`` tells.
+        on_event: told what happens: "open" before the data are opened, "built" with the resolved ``config``, the
+            ``learner`` and in words what it starts from, "test" before the test, and what
+            ``kshot.engine.train.Trainer`` tells.
         on_progress: told (done, all) episodes of the test.
         on_download: told of downloads, see ``kshot.data.catalog.open_source``.
         command: that was typed, for the record.
@@ -110,8 +112,7 @@ def train_run(
         UserError: the folder holds another run, or the settings do not fit each other or the data.
     """
     fabric, tell = fabric or launch(config), on_event or (lambda name, step, values: None)
-    if config.where.precision == "64-true":
-        raise UserError("precision 64-true is for tests of single methods; use 32-true or bf16-mixed for runs")
+    _check_precision(config)
     tell("open", 0, {"data": config.data})
     opening: dict[str, Any] = {"root": root, "on_progress": on_download}
     source = open_training(config, **opening)
@@ -124,8 +125,9 @@ def train_run(
     for other in filter(None, (val, test)):
         check_fits(learner, other.spec)
     loader = _loader(source, config, fabric)
-    config = claim(out, config, resume, writes=fabric.is_global_zero)
-    tell("built", 0, {"config": config, "learner": learner})
+    begun = begin(learner, config, out, resume)
+    config = claim(out, dataclasses.replace(config, started_from=begun.about), resume, writes=fabric.is_global_zero)
+    tell("built", 0, {"config": config, "learner": learner, "start": begun.message})
     for warning in _warnings(config, learner, source, val):
         tell("warning", 0, {"message": warning})
     with taken(out, new=not resume):
@@ -159,6 +161,11 @@ def _warnings(config: RunConfig, learner: Learner, source: TaskSource, val: Task
 def _loader(source: TaskSource, config: RunConfig, fabric: Fabric) -> EpisodeLoader:
     source, rank, world = source.to(fabric.device), fabric.global_rank, fabric.world_size
     return EpisodeLoader(source, config.task.n_tasks, seed=config.train.seed, rank=rank, world=world)
+
+
+def _check_precision(config: RunConfig) -> None:
+    if config.where.precision == "64-true":
+        raise UserError("precision 64-true is for tests of single methods; use 32-true or bf16-mixed for runs")
 
 
 def _check_first(source: TaskSource) -> None:
@@ -336,7 +343,9 @@ def _seen(trained: TaskSource, source: TaskSource) -> int:
 
 
 def _about(config: RunConfig, step: int) -> dict[str, Any]:
+    begun = {"started_from": config.started_from} if config.started_from else {}
     return {
+        **begun,
         "steps_trained": step,
         "train_seed": config.train.seed,
         "options": config.options,

@@ -6,6 +6,8 @@ import copy
 from collections.abc import Callable
 from pathlib import Path
 
+from torch import Tensor
+
 from kshot.core import Learner, UserError
 from kshot.engine.checkpoint import Checkpoints, load_tree
 from kshot.evaluation.evaluate import evaluate
@@ -33,14 +35,12 @@ def load_weights(learner: Learner, run: Path, kept: Path | None = None) -> int:
     Raises:
         UserError: there is no usable checkpoint, or it is of another learner.
     """
-    checkpoints = Checkpoints(run / "checkpoints")
-    kept = kept or (checkpoints.best if checkpoints.best.exists() else None)
-    tree = load_tree(kept) if kept else checkpoints.load_newest()[0]
-    check_rows(learner, tree.get("learner", {}), run_config(run), f"the checkpoint in {run}")
-    check_shapes(learner, tree.get("learner", {}), f"the checkpoint in {run}")
+    step, tensors = kept_weights(run, kept)
+    check_rows(learner, tensors, run_config(run), f"the checkpoint in {run}")
+    check_shapes(learner, tensors, f"the checkpoint in {run}")
     try:
-        missing, unexpected = learner.load_state_dict(tree["learner"], strict=False)
-    except (RuntimeError, KeyError) as error:
+        missing, unexpected = learner.load_state_dict(tensors, strict=False)
+    except RuntimeError as error:
         raise UserError(f"the checkpoint in {run} is of another network: {error}") from error
     # Statistics come and go with the normalisation mode that one evaluates with; weights must all be there.
     other = [name for name in (*missing, *unexpected) if not name.endswith(("running_mean", "running_var"))]
@@ -51,7 +51,29 @@ def load_weights(learner: Learner, run: Path, kept: Path | None = None) -> int:
             f"the run in {run} kept no running statistics to normalise by: it was trained with other ones; "
             "use normalisation support for an inductive number"
         )
-    return int(tree["step"] if "step" in tree else tree["progress"]["step"])
+    return step
+
+
+def kept_weights(run: Path, kept: Path | None = None) -> tuple[int, dict[str, Tensor]]:
+    """Read the weights that a run keeps: the best of its validation, or its last where it was never validated.
+
+    Args:
+        run: the run folder.
+        kept: another checkpoint of the run.
+
+    Returns:
+        The outer step that they are of, and name -> tensor.
+
+    Raises:
+        UserError: there is no usable checkpoint.
+    """
+    checkpoints = Checkpoints(run / "checkpoints")
+    kept = kept or (checkpoints.best if checkpoints.best.exists() else None)
+    tree = load_tree(kept) if kept else checkpoints.load_newest()[0]
+    try:
+        return int(tree["step"] if "step" in tree else tree["progress"]["step"]), tree["learner"]
+    except KeyError as error:
+        raise UserError(f"the checkpoint in {run} is of another network: it has no {error}") from error
 
 
 def best_together(run: Path, n: int, scorer: Scorer = evaluate) -> tuple[Scorer, list[int]]:

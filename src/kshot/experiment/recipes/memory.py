@@ -263,7 +263,7 @@ def _snail(
             evaluation=EvalConfig(eval_episodes=0, val_episodes=400),
             train=train,
             options={"length": ways + 1, "deal_ways": ways, "deals": deals},
-            data_options={"augment": augment},
+            data_options={"augment": augment} if augment != "none" else {},
         ),
         rows=(Row(f"{ways}-way 1-shot", published, least, _MISHRA, test),),
         protocol=f"Inductive (running statistics). One training at {ways}-way 1-shot. A step embeds two images of each "

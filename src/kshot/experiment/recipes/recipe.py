@@ -44,6 +44,7 @@ class Recipe:
         rows: the numbers.
         protocol: what one must know to compare: who sees what, and what differs from the paper.
         stands_on: name of the recipe whose runs it tests, with the same settings of training; its own if empty.
+        starts_from: the recipe whose runs its own start from, seed by seed; they are trained first.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Recipe:
     rows: tuple[Row, ...]
     protocol: str
     stands_on: str = ""
+    starts_from: Recipe | None = None
 
 
 def verdict(row: Row, metric: str, mean: float) -> bool | None:

@@ -17,6 +17,7 @@ from kshot.core.files import write_atomically
 from kshot.evaluation.record import Record
 from kshot.evaluation.statistics import over_seeds
 from kshot.experiment.config import RunConfig
+from kshot.experiment.folder import run_config
 from kshot.experiment.recipes.measure import Milestone, measure
 from kshot.experiment.recipes.recipe import Recipe, Row, verdict
 from kshot.experiment.recipes.standing import measure_untrained
@@ -65,11 +66,9 @@ def reproduce(
     runs, seconds = [], []
     measured: list[list[Record | Milestone]] = [[] for _ in found.rows]
     for seed in seeds if learns else ():
-        config = _config(found, seed, steps, threads)
-        # A first look is a run of its own: its rate fell along other steps.
-        short = f"-steps-{steps}" if config.train.steps != found.config.train.steps else ""
-        runs.append(home / f"seed-{seed}{short}")
-        seconds.append(_train(config, runs[-1], root=root, fabric=fabric, on_event=on_event))
+        spent, run = _trained(found, home, seed, steps, threads, root=root, fabric=fabric, on_event=on_event)
+        runs.append(run)
+        seconds.append(spent)
         for row, records in zip(found.rows, measured, strict=True):
             if "together" not in row.test:
                 records.append(_told(row, measure(row, runs[-1:], root), on_row))
@@ -89,6 +88,25 @@ def reproduce(
         "train_seconds": seconds,
         "rows": [_row(row, records) for row, records in zip(found.rows, measured, strict=True)],
     }
+
+
+def _trained(
+    found: Recipe, home: Path, seed: int, steps: int | None, threads: int, **opening: Any
+) -> tuple[float, Path]:
+    """Train one seed, and before it what it starts from.
+
+    Returns:
+        Seconds of all training, and the folder of the run.
+    """
+    config, spent = _config(found, seed, steps, threads), 0.0
+    # A first look is a run of its own: its rate fell along other steps.
+    short = f"-steps-{steps}" if config.train.steps != found.config.train.steps else ""
+    run = home / f"seed-{seed}{short}"
+    if first := found.starts_from:
+        spent, start = _trained(first, home.parent / first.name, seed, steps, threads, **opening)
+        held = run_config(run).start if (run / "config.toml").exists() else ""
+        config = dataclasses.replace(config, start=held or str(start))
+    return round(spent + _train(config, run, **opening), 1), run
 
 
 def _train(config: RunConfig, folder: Path, **opening: Any) -> float:
