@@ -148,8 +148,8 @@ _NGRAMS_MIXED = _Task(
         Row("bits per sequence of 200, of which 1 to 5 bits decide", None, None, "", {"n_episodes": 1000}),
         Row("above the best possible where 5 decide", None, None, "", {"n_episodes": 1000, "excess": True, **_FIVE}),
     ),
-    "Heads read what the step wrote. In a sequence one to five of the last bits decide, as many sequences for each. The "
-    "rate is 1e-3 for 14,000 steps, and then 3e-4. The gradient is cut to a norm of 0.3.",
+    "Heads read what the step wrote. In a sequence one to five of the last bits decide, as many sequences for each. "
+    "The rate is 1e-3 for 14,000 steps, and then 3e-4. The gradient is cut to a norm of 0.3.",
     rule=_ADAM,
     slower=14_000,
     clip_norm=0.3,
@@ -217,9 +217,9 @@ _NGRAMS_FF = dataclasses.replace(
             steps=10_000,
             slower=5_000,
             clip_norm=0.3,
-            protocol="Heads read what the step wrote. The machine of `ntm-ngrams-ff-mixed` goes on with five bits alone, "
-            "at 3e-4, and after 5,000 steps at 9e-5. The best possible is the estimator of the paper's Eq. 10, on the "
-            "same sequences.",
+            protocol="Heads read what the step wrote. The machine of `ntm-ngrams-ff-mixed` goes on with five bits "
+            "alone, at 3e-4, and after 5,000 steps at 9e-5, with the same bound. The best possible is the estimator of "
+            "the paper's Eq. 10, on the same sequences.",
         ),
         3e-4,
         _LATE,
