@@ -142,16 +142,16 @@ _NGRAMS = _Task(
 #: the gradient it lost what it had learned where that was 25 for once, of 0.2 usually.
 _NGRAMS_MIXED = _Task(
     "n-grams of which one to five bits decide",
-    20_000,
+    13_500,
     500,
     (
         Row("bits per sequence of 200, of which 1 to 5 bits decide", None, None, "", {"n_episodes": 1000}),
         Row("above the best possible where 5 decide", None, None, "", {"n_episodes": 1000, "excess": True, **_FIVE}),
     ),
     "Heads read what the step wrote. In a sequence one to five of the last bits decide, as many sequences for each. "
-    "The rate is 1e-3 for 14,000 steps, and then 3e-4. The gradient is cut to a norm of 0.3.",
+    "The rate is 1e-3, and 0.3 of what it was after every 4,500 steps. The gradient is cut to a norm of 0.3.",
     rule=_ADAM,
-    slower=14_000,
+    slower=4_500,
     clip_norm=0.3,
 )
 _SORT = _Task("priority sort", 400_000, 10_000, (Row("16 highest of 20", None, 25.0, "", {"n_episodes": 200}),))
@@ -218,10 +218,10 @@ _NGRAMS_FF = dataclasses.replace(
             slower=5_000,
             clip_norm=0.3,
             protocol="Heads read what the step wrote. The machine of `ntm-ngrams-ff-mixed` goes on with five bits "
-            "alone, at 3e-4, and after 5,000 steps at 9e-5, with the same bound. The best possible is the estimator of "
+            "alone, at 2e-4, and after 5,000 steps at 6e-5, with the same bound. The best possible is the estimator of "
             "the paper's Eq. 10, on the same sequences.",
         ),
-        3e-4,
+        2e-4,
         _LATE,
     ),
     starts_from=_NGRAMS_FF_MIXED,
@@ -291,6 +291,7 @@ def _snail(
         checkpoint_every=250,
     )
     cosine = "by a cosine, and by a second one from half of it" if again else "by a cosine"
+    bent = " Training images are turned, sheared, scaled and shifted a little." if augment != "none" else ""
     return Recipe(
         name=f"snail-omniglot-{ways}-way",
         paper="Mishra, Rohaninejad, Chen, Abbeel, ICLR 2018",
@@ -307,7 +308,7 @@ def _snail(
         protocol=f"Inductive (running statistics). One training at {ways}-way 1-shot. A step embeds two images of each "
         f"of 120 classes as one batch, and {deals} tasks with one query of each class are dealt from them, half of "
         "them of a class and others near to it (the paper: 32 tasks of one query, with their own images). Adam, its "
-        f"rate falling to zero {cosine}. The best step by accuracy on meta_val is tested. Rotations are new classes.",
+        f"rate falling to zero {cosine}. The best step by accuracy on meta_val is tested. Rotations are new classes.{bent}",
     )
 
 
