@@ -308,7 +308,8 @@ def _snail(
         protocol=f"Inductive (running statistics). One training at {ways}-way 1-shot. A step embeds two images of each "
         f"of 120 classes as one batch, and {deals} tasks with one query of each class are dealt from them, half of "
         "them of a class and others near to it (the paper: 32 tasks of one query, with their own images). Adam, its "
-        f"rate falling to zero {cosine}. The best step by accuracy on meta_val is tested. Rotations are new classes.{bent}",
+        f"rate falling to zero {cosine}. The best step by accuracy on meta_val is tested. Rotations are new classes."
+        f"{bent}",
     )
 
 
