@@ -141,6 +141,19 @@ def test_bad_rows_are_listed_and_left_out_only_if_asked(save) -> None:
         read_training(save(HEADER + ",1\n,2\n"), skip_bad=True)
 
 
+def test_rows_without_any_number_teach_nothing(save) -> None:
+    """Not a hole here and there, which the median fills."""
+    path = save("x,y,label\n1,2,a\n,,a\n3,,b\nNA,nan,b\n4,5,b\n2,1,a\n")
+    with pytest.raises(UserError, match=r"got 2 bad examples: no value in any numeric column \(row 3, row 5\)"):
+        read_training(path)
+    source = read_training(path, skip_bad=True)
+    assert source.labels == ["a", "b", "b", "a"]
+    assert [name for name, _ in source.skipped] == ["row 3", "row 5"]
+    one = save("x,label\n1,a\n,a\n3,b\n2,b\n1.5,a\n")
+    with pytest.raises(UserError, match=r"no value in a numeric column \(row 3\)"):
+        read_training(one, columns=["x"])
+
+
 def test_many_bad_rows_make_a_short_message(save) -> None:
     with pytest.raises(UserError, match=r"empty cell in column 'text' \(row 2, .* and 990 more\)") as caught:
         read_training(save(HEADER + ",1\n" * 1000))
@@ -325,10 +338,10 @@ def test_numbers_with_a_decimal_comma(save) -> None:
 
 
 def test_numbers_of_json(save) -> None:
-    content = '{"a": 1, "b": null, "label": "x"}\n{"a": 2.5, "b": true, "label": "y"}\n{"a": NaN, "label": "y"}\n'
+    content = '{"a": 1, "b": null, "label": "x"}\n{"a": 2.5, "b": true, "label": "y"}\n{"a": NaN, "b": 0, "label": "y"}\n'
     source = read_training(save(content, "data.jsonl"))
     assert source.kind == "table"
-    assert str(source.examples) == "[(1.0, nan), (2.5, 1.0), (nan, nan)]"
+    assert str(source.examples) == "[(1.0, nan), (2.5, 1.0), (nan, 0.0)]"
     for bad in ("[1]", "Infinity", "1" + "0" * 400):
         with pytest.raises(UserError, match=r"a finite number expected, got .* \(line 4\)"):
             read_training(save(content + f'{{"a": {bad}, "label": "x"}}\n', "data.jsonl"))

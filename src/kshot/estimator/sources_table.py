@@ -76,6 +76,8 @@ def read_table(path: Path, wanted: Wanted, *, skip_bad: bool = False) -> Source:
     layout = _layout(grid, wanted, label)
     read = _numbers if layout.kind == "table" else _texts
     examples, wrong = read(grid, layout.columns)
+    if layout.kind == "table" and wanted.labelled:
+        wrong = {**_empty(examples), **wrong}
     labels: list[str] | None = None
     if label is not None and (wanted.labelled or wanted.label_column is not None):
         labels, unlabelled = _targets(grid, label) if wanted.numeric else _labels(grid.column(label))
@@ -228,6 +230,12 @@ def _numbers(grid: Grid, columns: Sequence[str]) -> tuple[list[Any], dict[int, s
             wrong.setdefault(i, f"column {name!r}: a finite number expected, got {_short(cells[i])}")
         numbers.append([_NAN if number is None else number for number in found])
     return list(zip(*numbers, strict=True)), wrong
+
+
+def _empty(rows: Sequence[Sequence[float]]) -> dict[int, str]:
+    # Nothing can be learnt from them, and kshot predict refuses them likewise.
+    columns = "a numeric column" if rows and len(rows[0]) == 1 else "any numeric column"
+    return {i: f"no value in {columns}" for i, row in enumerate(rows) if all(map(math.isnan, row))}
 
 
 def _number(cell: Any, decimal_comma: bool) -> float | None:
