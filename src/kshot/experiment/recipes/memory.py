@@ -158,25 +158,25 @@ _NGRAMS_MIXED = _Task(
 #: By 16 sequences a step it gained as much in 10 minutes as by 64 in one.
 _NGRAMS_FOUR = _NGRAMS_MIXED._replace(
     title="n-grams of which four or five bits decide",
-    steps=9_000,
+    steps=6_000,
     validate_every=250,
     rows=(
         Row("bits per sequence of 200, of which 4 or 5 bits decide", None, None, "", {"n_episodes": 1000}),
         *_NGRAMS_MIXED.rows[1:],
     ),
     protocol="Heads read what the step wrote. The machine of `ntm-ngrams-ff-mixed` goes on where four or five bits "
-    "decide, at 6e-4, and after 7,000 steps at 1.8e-4, with the same bound.",
+    "decide, at 6e-4, and after 5,000 steps at 1.8e-4, with the same bound.",
     rule=_ADAM_64,
-    slower=7_000,
+    slower=5_000,
 )
 _NGRAMS_FIVE = _NGRAMS_FOUR._replace(
     title=_NGRAMS.title,
-    steps=6_000,
+    steps=5_000,
     rows=_NGRAMS.rows,
     protocol="Heads read what the step wrote. The machine of `ntm-ngrams-ff-four` goes on with five bits alone, at "
-    "4e-4, and at 0.3 of what it was after every 2,500 steps, with the same bound. The best possible is the estimator "
+    "4e-4, and at 0.3 of what it was after every 2,000 steps, with the same bound. The best possible is the estimator "
     "of the paper's Eq. 10, on the same sequences.",
-    slower=2_500,
+    slower=2_000,
 )
 _SORT = _Task("priority sort", 400_000, 10_000, (Row("16 highest of 20", None, 25.0, "", {"n_episodes": 200}),))
 #: At 1e-4, more than three times the rate of the paper, validation was unsteady after 130,000 sequences, and at 3e-5,
