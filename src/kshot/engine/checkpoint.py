@@ -263,7 +263,7 @@ class Checkpoints:
             except UserError as error:
                 problems.append(str(error))
         detail = "; ".join(problems) or "the folder has none"
-        raise UserError(f"expected a usable checkpoint in {self.folder}: {detail}. Start again without --resume")
+        raise UserError(f"expected a usable checkpoint in {self.folder}: {detail}. Train it first, without --resume")
 
 
 def _validation(path: Path) -> float:

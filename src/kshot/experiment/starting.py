@@ -52,8 +52,11 @@ def begin(learner: Learner, config: RunConfig, out: Path, resume: bool) -> Start
     if resume and (out / "config.toml").exists() and Checkpoints(out / "checkpoints").steps():
         return Start(run_config(out).started_from, "")
     run = Path(config.start)
-    other = run_config(run)
-    step, tensors = kept_weights(run)
+    try:
+        other = run_config(run)
+        step, tensors = kept_weights(run)
+    except UserError as error:
+        raise UserError(f"nothing to start from in {run}: {error}; or leave --start out") from error
     fitting = _fitting(learner, tensors, same=other.algorithm == config.algorithm)
     own = learner.state_dict()
     if not fitting:
