@@ -187,8 +187,8 @@ _SORT_LSTM = _SORT._replace(
     protocol="The rate is 1e-4, and 0.3 of what it was after every 130,000 sequences; the paper has 3e-5 throughout.",
 )
 #: In validation 400 steps came to 115 bits so, and to 122 with reads before writes. A rate of 3e-3 left the numbers
-#: soon, and 1e-3 after 9,900 steps, at 56 bits; with the gradient cut to a norm of 0.3 it came to chance after 1,900, at
-#: 100, and at 6e-4 without that bound after 11,500, at 72.
+#: soon, and 1e-3 after 9,900 steps, at 56 bits; with the gradient cut to a norm of 0.3 it came to chance after 1,900,
+#: from 100, and at 6e-4 without that bound after 11,500, from 72.
 _SORT_FF = _SORT._replace(
     steps=20_000,
     validate_every=500,
