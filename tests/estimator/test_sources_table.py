@@ -338,7 +338,9 @@ def test_numbers_with_a_decimal_comma(save) -> None:
 
 
 def test_numbers_of_json(save) -> None:
-    content = '{"a": 1, "b": null, "label": "x"}\n{"a": 2.5, "b": true, "label": "y"}\n{"a": NaN, "b": 0, "label": "y"}\n'
+    content = (
+        '{"a": 1, "b": null, "label": "x"}\n{"a": 2.5, "b": true, "label": "y"}\n{"a": NaN, "b": 0, "label": "y"}\n'
+    )
     source = read_training(save(content, "data.jsonl"))
     assert source.kind == "table"
     assert str(source.examples) == "[(1.0, nan), (2.5, 1.0), (nan, 0.0)]"

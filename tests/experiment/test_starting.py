@@ -108,7 +108,7 @@ def test_a_continuation_has_its_own_weights(base, tmp_path):
 
 
 def test_what_cannot_be_started_from_is_refused(base, tmp_path):
-    with pytest.raises(UserError, match="nothing to start from in .*: expected a run folder"):
+    with pytest.raises(UserError, match=r"nothing to start from in .*: expected a run folder"):
         train_run(dataclasses.replace(BASE, start=str(tmp_path / "none")), tmp_path / "a")
     wider = dataclasses.replace(_from(base), network=BackboneConfig(n_filters=5))
     with pytest.raises(UserError, match=r"nothing of the run .* fits: it is protonet on glyphs with backbone conv4"):
@@ -118,6 +118,6 @@ def test_what_cannot_be_started_from_is_refused(base, tmp_path):
         train_run(no_network, tmp_path / "a")
     (tmp_path / "bare").mkdir()
     shutil.copy(base[0] / "config.toml", tmp_path / "bare")
-    with pytest.raises(UserError, match="nothing to start from .* the folder has none. Train it first"):
+    with pytest.raises(UserError, match=r"nothing to start from .* the folder has none. Train it first"):
         train_run(dataclasses.replace(BASE, start=str(tmp_path / "bare")), tmp_path / "a")
     assert not (tmp_path / "a").exists()

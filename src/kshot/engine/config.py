@@ -51,6 +51,8 @@ class TrainConfig:
         compile: off, on, or auto (where it pays for the time it takes).
         validate_every: steps between validations; 0 for none.
         patience: validations without a new best after which training stops; 0 for never.
+        rewind: factor on the rate with which training goes on from its best weights, each time that a validation has
+            lost more than half of what was gained since the first, or a gradient is not finite; 0 for never.
         keep_best: keep the weights of so many of the best validations, so that they can answer together.
         checkpoint_every: steps between checkpoints.
         log_every: steps between rows of metrics.csv.
@@ -79,6 +81,7 @@ class TrainConfig:
     compile: str = "off"
     validate_every: int = 500
     patience: int = 0
+    rewind: float = 0.0
     keep_best: int = 1
     checkpoint_every: int = 500
     log_every: int = 10
@@ -92,8 +95,7 @@ class TrainConfig:
         for name in NOT_NEGATIVE:
             if not getattr(self, name) >= 0:
                 raise UserError(f"expected {name} >= 0, got {getattr(self, name)}")
-        if self.keep_best > 1 and not self.validate_every:
-            raise UserError(f"expected validations to keep the best {self.keep_best} of, got validate_every=0")
+        self._check_validations()
         for name, known in CHOICES.items():
             if getattr(self, name) not in known:
                 raise UserError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
@@ -107,3 +109,13 @@ class TrainConfig:
         if self.compile == "auto" and not measured:
             raise UserError("compile=auto goes with the measurement of batching=auto; say on or off here")
         rate_factor(0, self.steps, self.schedule, every=self.lr_every)
+
+    def _check_validations(self) -> None:
+        if not 0 <= self.rewind <= 1:
+            raise UserError(f"expected rewind of 0 to 1, got {self.rewind}; 0.5 halves the rate each time")
+        if self.validate_every:
+            return
+        if self.keep_best > 1:
+            raise UserError(f"expected validations to keep the best {self.keep_best} of, got validate_every=0")
+        if self.rewind:
+            raise UserError("expected validations to go back to the best of, got validate_every=0 beside rewind")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -115,6 +116,27 @@ def rate_factor(step: int, n_steps: int, name: str, *, warmup: int = 0, every: i
         length = every or max(n_steps - warmup, 1)
         return gamma**again * 0.5 * (1 + math.cos(math.pi * min(done / length, 1.0)))
     raise UserError(f"schedule must be one of {', '.join(SCHEDULES)}, got {name!r}")
+
+
+@contextmanager
+def frozen(module: nn.Module, names: Sequence[str]) -> Iterator[None]:
+    """Take no gradient of what the outer loop leaves alone; the inner loop may still move a copy of it.
+
+    Args:
+        module: whose parameters.
+        names: of those.
+
+    Yields:
+        Nothing; afterwards they are as before.
+    """
+    held = {k: p.requires_grad for k, p in module.named_parameters() if k in names}
+    for name in held:
+        module.get_parameter(name).requires_grad_(False)
+    try:
+        yield
+    finally:
+        for name, before in held.items():
+            module.get_parameter(name).requires_grad_(before)
 
 
 def clip(grads: dict[str, Tensor], max_norm: float, max_value: float = 0.0) -> tuple[dict[str, Tensor], Tensor]:

@@ -6,7 +6,6 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -25,8 +24,10 @@ from kshot.engine.inner import Random, replace_buffers
 from kshot.engine.interrupt import stop_requests
 from kshot.engine.log import Log
 from kshot.engine.memory_plan import refuse_too_large
-from kshot.engine.outer import clip, make_optimiser, rate_factor, rate_groups
+from kshot.engine.outer import clip, frozen, make_optimiser, rate_factor, rate_groups
 from kshot.engine.processes import end_idle
+from kshot.engine.progress import Progress
+from kshot.engine.rewind import Rewind, told
 
 WITHOUT_COMPILER = "no working C++ compiler was found, so steps are not compiled; install one, or leave --compile off"
 WITHOUT_ANSWERS = "not all answers of the validation at step {step} were finite; it counts as worse than any other"
@@ -50,27 +51,6 @@ class Loader(Protocol):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go back to where ``state_dict`` was taken."""
         ...
-
-
-@dataclass
-class Progress:
-    """Where a run is: what a checkpoint holds besides tensors.
-
-    Attributes:
-        step: outer steps done.
-        best: best validation so far (higher is better), or None.
-        best_step: its step.
-        bad: validations since.
-        seconds: time spent training, resumed parts included.
-        stopped: "" while running; "done", "early" or "interrupted".
-    """
-
-    step: int = 0
-    best: float | None = None
-    best_step: int = 0
-    bad: int = 0
-    seconds: float = 0.0
-    stopped: str = ""
 
 
 class Trainer:
@@ -120,7 +100,7 @@ class Trainer:
         self.optimiser = make_optimiser(first, config.optimiser, config.outer_lr, config.weight_decay, config.momentum)
         for params in others:
             self.optimiser.add_param_group({"params": params})
-        self.progress = Progress()
+        self.progress, self.rewind = Progress(), Rewind(config.rewind)
         self.outer_step: OuterStep | None = None
         self._how = ""
         self._room_is_known = config.batching == "auto" and not config.deterministic
@@ -143,11 +123,11 @@ class Trainer:
         """
         self._refuse_another_run(resume)
         devices = [self.fabric.device] if self.fabric.device.type == "cuda" else []
-        frozen = _frozen(self.learner, self.frozen)
+        kept = frozen(self.learner, self.frozen)
         with (
             torch.random.fork_rng(devices),
             _deterministic(self.config.deterministic),
-            frozen,
+            kept,
             stop_requests() as stop,
         ):
             # Dropout and the like draw from the global generator: it is seeded here and restored afterwards.
@@ -162,9 +142,12 @@ class Trainer:
             clock = time.perf_counter() - self.progress.seconds
             try:
                 while not self.progress.stopped:
-                    self._one_step()
-                    self.progress.seconds = time.perf_counter() - clock
-                    self._after_step(stop.is_set())
+                    try:
+                        self._one_step()
+                        self.progress.seconds = time.perf_counter() - clock
+                        self._after_step(stop.is_set())
+                    except DivergedError as error:
+                        self._back_from(error)
             finally:
                 self._random = self._generators()
                 self._end_workers()
@@ -233,6 +216,22 @@ class Trainer:
             self._room_is_known = True
         return batch
 
+    def _back_from(self, error: DivergedError) -> None:
+        if not self.rewind.may(self.progress.rewinds):
+            raise error
+        self._go_back(f"{error.what} is not finite")
+        if self.progress.stopped:  # It was seen when the last step was to be saved.
+            self._save()
+
+    def _go_back(self, what: str) -> None:
+        p = self.progress
+        p.rewinds += 1
+        self.learner.load_state_dict(self.rewind.weights)
+        # Its running means are of the weights that were left.
+        self.optimiser.state.clear()
+        said = told(p.step, what, p.best_step, self.rewind.rate(p.rewinds))
+        self.on_event("warning", p.step, {"message": said})
+
     def _one_step(self) -> None:
         if self.outer_step is None:
             raise RuntimeError("the trainer was not prepared")
@@ -248,6 +247,7 @@ class Trainer:
             self._diverged(gradient)
         c, step = self.config, self.progress.step
         rate = c.outer_lr * rate_factor(step, c.steps, c.schedule, warmup=c.warmup, every=c.lr_every, gamma=c.lr_gamma)
+        rate *= self.rewind.rate(self.progress.rewinds)
         for group, factor in zip(self.optimiser.param_groups, self.rates, strict=True):
             group["lr"] = rate * factor
         for name, p in self.learner.named_parameters():
@@ -305,8 +305,11 @@ class Trainer:
         p.bad += 1
         if value == -math.inf:
             self.on_event("warning", p.step, {"message": WITHOUT_ANSWERS.format(step=p.step)})
+        if p.first is None and value > -math.inf:
+            p.first = value
         if value > (-math.inf if p.best is None else p.best):
             p.best, p.best_step, p.bad = value, p.step, 0
+            self.rewind.keep(self.learner)
         if value > -math.inf and self.checkpoints and self.fabric.is_global_zero:
             tree = {"learner": self.learner.state_dict(), "step": p.step, "val": value}
             if p.best_step == p.step:
@@ -314,6 +317,8 @@ class Trainer:
             if self.config.keep_best > 1:
                 self.checkpoints.keep_validated(p.step, tree, self.config.keep_best)
         self.on_event("validate", p.step, {"val": value, "best": p.best, "best_step": p.best_step})
+        if self.rewind.lost(value, p.first, p.best) and p.step < self.config.steps and self.rewind.may(p.rewinds):
+            self._go_back("the validation lost more than half of what it had gained")
         return value
 
     def _save(self) -> None:
@@ -336,6 +341,7 @@ class Trainer:
             "loader": self.loader.state_dict(),
             "rng": self._generators(),
             "batching": dict(vars(batching)),
+            "best": self.rewind.weights,
         }
 
     def _generators(self) -> list[Tensor]:
@@ -360,6 +366,7 @@ class Trainer:
             self.optimiser.load_state_dict(tree["optimiser"])
             self.loader.load_state_dict(tree["loader"])
             self.progress = Progress(**tree["progress"])
+            self.rewind.weights = {k: v.to(self.fabric.device) for k, v in tree.get("best", {}).items()}
         except (KeyError, RuntimeError, ValueError, TypeError) as error:
             raise UserError(f"this checkpoint is of another learner or optimiser: {error}") from error
         self.progress.stopped = ""
@@ -380,16 +387,3 @@ def _deterministic(wanted: bool) -> Iterator[None]:
         yield
     finally:
         torch.use_deterministic_algorithms(before)
-
-
-@contextmanager
-def _frozen(learner: Learner, names: Sequence[str]) -> Iterator[None]:
-    # No gradient is computed for what the outer loop leaves alone; the inner loop may still move a copy of it.
-    held = {k: p.requires_grad for k, p in learner.named_parameters() if k in names}
-    for name in held:
-        learner.get_parameter(name).requires_grad_(False)
-    try:
-        yield
-    finally:
-        for name, before in held.items():
-            learner.get_parameter(name).requires_grad_(before)

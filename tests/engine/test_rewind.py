@@ -1,0 +1,194 @@
+"""The way back: a training that falls apart goes on from its best weights, at a lower rate, and not for ever."""
+
+from __future__ import annotations
+
+import math
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from kshot.core import DivergedError, Episode, Learner, UserError
+from kshot.engine.checkpoint import Checkpoints
+from kshot.engine.rewind import MOST, Rewind
+from kshot.engine.train import TrainConfig
+
+
+def weights(learner: Learner) -> dict[str, Tensor]:
+    return {k: t.clone() for k, t in learner.state_dict().items()}
+
+
+def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def scripted(*values: float) -> Any:
+    """A validation whose numbers are given; what it saw stands in ``seen``."""
+    left, seen = list(values), []
+
+    def validate(learner: Learner) -> float:
+        seen.append(weights(learner))
+        return left.pop(0)
+
+    validate.seen = seen
+    return validate
+
+
+@pytest.mark.parametrize(
+    ("value", "lost"), [(-4.9, False), (-5.1, True), (-20.0, True), (0.0, False), (-math.inf, True)]
+)
+def test_more_than_half_of_the_gain_is_lost(value: float, lost: bool) -> None:
+    assert Rewind(0.5).lost(value, first=-10.0, best=0.0) is lost
+    assert not Rewind(0.0).lost(value, first=-10.0, best=0.0)
+
+
+def test_nothing_is_lost_before_there_was_a_gain() -> None:
+    assert not Rewind(0.5).lost(-30.0, first=-10.0, best=-10.0)
+    assert not Rewind(0.5).lost(-30.0, first=None, best=None)
+
+
+@pytest.mark.parametrize("kind", ["maml", "restless"])
+def test_training_goes_back_to_its_best_weights_at_a_lower_rate(toy: Any, tmp_path: Path, kind: str) -> None:
+    """At steps 4 (best) and 6 (all but lost): the seventh step is taken from the weights of the fourth."""
+    validate, events, after = scripted(0.0, 10.0, 1.0, 9.0, 9.5, 9.6), toy.Events(), {}
+
+    def watch(name: str, step: int, values: dict[str, Any]) -> None:
+        events(name, step, values)
+        if name == "step":
+            after[step] = weights(run.learner)
+
+    run = toy.trainer(
+        getattr(toy, kind)(), tmp_path, validate=validate, validate_every=2, rewind=0.25, outer_lr=0.01, on_event=watch
+    )
+    progress = run.fit()
+    assert (progress.rewinds, progress.first, progress.best_step) == (1, 0.0, 4)
+    assert not same(validate.seen[2], validate.seen[1])
+    assert same(after[6], validate.seen[1])
+    assert not same(after[7], after[6])
+    rates = [values["outer_lr"] for _, values in events.named("step")]
+    assert rates == [0.01] * 6 + [0.0025] * 6
+    ((step, told),) = events.named("warning")
+    assert step == 6
+    assert told["message"] == (
+        "the validation lost more than half of what it had gained at step 6: on from the weights of step 4, at 0.25 of "
+        "the planned rate"
+    )
+
+
+def test_adam_begins_anew(toy: Any) -> None:
+    """A first step of Adam has the size of the rate, in every entry that has a gradient."""
+    after: dict[int, dict[str, Tensor]] = {}
+
+    def watch(name: str, step: int, values: dict[str, Any]) -> None:
+        if name == "step":
+            after[step] = weights(run.learner)
+
+    validate = scripted(0.0, 10.0, 1.0, *[9.0] * 3)
+    run = toy.trainer(toy.maml(), validate=validate, validate_every=2, rewind=0.5, outer_lr=0.01, on_event=watch)
+    run.fit()
+    moved = torch.cat([(after[7][k] - after[6][k]).flatten() for k in after[6]]).abs()
+    torch.testing.assert_close(moved[moved > 0], torch.full_like(moved[moved > 0], 0.005), rtol=1e-3, atol=1e-6)
+
+
+def test_without_it_nothing_is_gone_back_to(toy: Any) -> None:
+    run = toy.trainer(toy.maml(), validate=scripted(0.0, 10.0, *[1.0] * 4), validate_every=2)
+    assert run.fit().rewinds == 0
+    assert not run.rewind.weights
+
+
+@pytest.mark.parametrize("cut", [5, 6, 7])
+def test_a_run_in_two_parts_goes_back_as_one(toy: Any, tmp_path: Path, cut: int) -> None:
+    """Interrupted before the fall, at it, or after it: the best weights are in every checkpoint."""
+    values = [0.0, 10.0, 1.0, 9.0, 2.0, 9.6]
+    options = {"validate_every": 2, "rewind": 0.5}
+    whole = toy.trainer(toy.restless(), tmp_path / "whole", validate=scripted(*values), **options)
+    whole.fit()
+
+    def interrupt(name: str, step: int, values: dict[str, Any]) -> None:
+        if name == "step" and step == cut - 1:
+            signal.raise_signal(signal.SIGINT)
+
+    first = toy.trainer(
+        toy.restless(), tmp_path / "parts", validate=scripted(*values), on_event=interrupt, **options
+    ).fit()
+    assert (first.stopped, first.step) == ("interrupted", cut)
+    (tmp_path / "parts" / "checkpoints" / "best.safetensors").unlink()
+    parts = toy.trainer(toy.restless(), tmp_path / "parts", validate=scripted(*values[cut // 2 :]), **options)
+    assert parts.fit(resume=True).rewinds == whole.progress.rewinds == 2
+    assert same(weights(parts.learner), weights(whole.learner))
+
+
+class Rising(Learner):
+    """Its loss leaves the numbers where its parameter is above a bound."""
+
+    kinds = ("regression",)
+
+    def __init__(self, bound: float) -> None:
+        super().__init__()
+        self.value, self.bound = torch.nn.Parameter(torch.zeros(1)), bound
+
+    def adapt(self, support: Any) -> Tensor:
+        return self.value
+
+    def predict(self, state: Tensor, x: Tensor) -> Tensor:
+        return state * x
+
+    def outer_loss(self, episode: Episode) -> Tensor:
+        return -(self.value if float(self.value.detach()) < self.bound else self.value * math.nan).sum()
+
+
+def rising(toy: Any, bound: float, best_at: float, **options: Any) -> Any:
+    """A training that rises by the rate in each step, and is validated best at one value."""
+    usual = {"validate_every": 1, "optimiser": "sgd", "momentum": 0.0, "outer_lr": 1.0}
+    return toy.trainer(Rising(bound), validate=lambda m: -abs(float(m.value.detach()) - best_at), **usual, **options)
+
+
+def test_a_loss_that_is_no_number_is_gone_back_from(toy: Any) -> None:
+    """At 5, in the sixth step: on from 4 by 0.1, until that is too much as well, and from 4 by 0.01."""
+    events = toy.Events()
+    run = rising(toy, 4.55, 4.0, rewind=0.1, on_event=events)
+    progress = run.fit()
+    assert (progress.step, progress.stopped, progress.rewinds) == (12, "done", 2)
+    first, _ = (told["message"] for _, told in events.named("warning"))
+    assert first.startswith("the outer loss is not finite at step 5: on from the weights of step 4, at 0.1 of")
+    assert float(run.learner.value.detach()) == pytest.approx(4.01)
+
+
+def test_it_does_not_go_on_for_ever(toy: Any) -> None:
+    run = rising(toy, 1.5, 1.0, rewind=1.0, steps=100)
+    with pytest.raises(DivergedError, match="outer loss is not finite"):
+        run.fit()
+    assert run.progress.rewinds == MOST
+
+
+def test_weights_that_left_the_numbers_in_the_last_step_are_gone_back_from(toy: Any, tmp_path: Path) -> None:
+    """No validation has seen them: they are found when they are to be saved."""
+    run = rising(toy, math.inf, 1.0, rewind=0.5, steps=3, out=tmp_path)
+    run.validate = lambda learner: 0.0
+
+    def spoil(name: str, step: int, values: dict[str, Any]) -> None:
+        if name == "step" and step == 3:
+            run.learner.value.data.fill_(math.nan)
+
+    run.on_event = spoil
+    assert run.fit().stopped == "done"
+    assert float(run.learner.value.detach()) == 1.0
+    assert float(Checkpoints(tmp_path / "checkpoints").load_newest()[0]["learner"]["value"]) == 1.0
+
+
+def test_before_a_validation_there_is_no_way_back(toy: Any) -> None:
+    run = toy.trainer(Rising(-1.0), validate=lambda learner: 0.0, validate_every=1, rewind=0.5)
+    with pytest.raises(DivergedError, match="at step 1"):
+        run.fit()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"rewind": 1.5}, "rewind of 0 to 1"), ({"rewind": 0.5, "validate_every": 0}, "validations to go back to")],
+)
+def test_settings_that_make_no_sense(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        TrainConfig(**options)
