@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Event
 from typing import Any, Protocol
 
 import torch
@@ -142,12 +143,7 @@ class Trainer:
             clock = time.perf_counter() - self.progress.seconds
             try:
                 while not self.progress.stopped:
-                    try:
-                        self._one_step()
-                        self.progress.seconds = time.perf_counter() - clock
-                        self._after_step(stop.is_set())
-                    except DivergedError as error:
-                        self._back_from(error)
+                    self._step_or_back(clock, stop)
             finally:
                 self._random = self._generators()
                 self._end_workers()
@@ -216,12 +212,17 @@ class Trainer:
             self._room_is_known = True
         return batch
 
-    def _back_from(self, error: DivergedError) -> None:
-        if not self.rewind.may(self.progress.rewinds):
-            raise error
-        self._go_back(f"{error.what} is not finite")
-        if self.progress.stopped:  # It was seen when the last step was to be saved.
-            self._save()
+    def _step_or_back(self, clock: float, stop: Event) -> None:
+        try:
+            self._one_step()
+            self.progress.seconds = time.perf_counter() - clock
+            self._after_step(stop.is_set())
+        except DivergedError as error:
+            if not self.rewind.may(self.progress.rewinds):
+                raise
+            self._go_back(f"{error.what} is not finite")
+            if self.progress.stopped:  # It was seen when the last step was to be saved.
+                self._save()
 
     def _go_back(self, what: str) -> None:
         p = self.progress
