@@ -157,7 +157,7 @@ _NGRAMS_MIXED = _Task(
     slower=4_500,
     clip_norm=0.3,
 )
-_BACK = "Where a validation lost more than half of what was gained, training goes on from its best weights at half the rate."
+_BACK = "Where a validation lost more than half of the gain, training goes on from its best weights at half the rate."
 #: At 6e-4 it went from 159.6 to 156 bits of validation in 2,750 steps.
 _NGRAMS_FOUR = _NGRAMS_MIXED._replace(
     title="n-grams of which four or five bits decide",
