@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from kshot.core import DivergedError, Episode, Learner, UserError
-from kshot.engine.checkpoint import Checkpoints
+from kshot.engine.checkpoint import Checkpoints, load_tree, save_tree
 from kshot.engine.rewind import MOST, Rewind
 from kshot.engine.train import TrainConfig
 
@@ -37,88 +37,131 @@ def scripted(*values: float) -> Any:
     return validate
 
 
+#: Up by two each time; at step 6 more than all is lost, and later a little of it, twice.
+VALUES = (0.0, 2.0, 4.0, 6.0, 8.0, -20.0, 7.0, 7.5, 8.5, 8.0, 8.6, 8.8)
+
+
+def rewind(*values: float, factor: float = 0.5) -> Rewind:
+    """Of a training that had these validations."""
+    made = Rewind(factor)
+    for i, value in enumerate(values):
+        made.falls(value, max(values[: i + 1]))
+    return made
+
+
 @pytest.mark.parametrize(
-    ("value", "lost"), [(-4.9, False), (-5.1, True), (-20.0, True), (0.0, False), (-math.inf, True)]
+    ("value", "fall"),
+    [(7.0, False), (3.5, False), (-11.9, False), (-12.1, True), (-100.0, True), (9.0, False), (-math.inf, True)],
 )
-def test_more_than_half_of_the_gain_is_lost(value: float, lost: bool) -> None:
-    assert Rewind(0.5).lost(value, first=-10.0, best=0.0) is lost
-    assert not Rewind(0.0).lost(value, first=-10.0, best=0.0)
+def test_a_fall_is_ten_usual_moves_and_half_of_the_gain(value: float, fall: bool) -> None:
+    assert rewind(*VALUES[:5]).falls(value, max(value, 8.0)) is fall
 
 
-def test_nothing_is_lost_before_there_was_a_gain() -> None:
-    assert not Rewind(0.5).lost(-30.0, first=-10.0, best=-10.0)
-    assert not Rewind(0.5).lost(-30.0, first=None, best=None)
+def test_the_gain_counts_where_moves_are_small() -> None:
+    """Moves of a half, and a gain of ten: five is less than half of it."""
+    values = [i / 2 for i in range(21)]
+    assert not rewind(*values).falls(5.1, 10.0)
+    assert rewind(*values).falls(4.9, 10.0)
 
 
-@pytest.mark.parametrize("kind", ["maml", "restless"])
-def test_training_goes_back_to_its_best_weights_at_a_lower_rate(toy: Any, tmp_path: Path, kind: str) -> None:
-    """At steps 4 (best) and 6 (all but lost): the seventh step is taken from the weights of the fourth."""
-    validate, events, after = scripted(0.0, 10.0, 1.0, 9.0, 9.5, 9.6), toy.Events(), {}
+def test_noise_on_a_plateau_is_no_fall() -> None:
+    falls = []
+    for seed in range(50):
+        noise = torch.randn(200, generator=torch.Generator().manual_seed(seed)).tolist()
+        made, best = Rewind(0.5), -math.inf
+        for value in noise:
+            best = max(best, value)
+            falls.append(made.falls(value, best))
+    assert sum(falls) <= 10
+
+
+def test_the_first_validations_are_no_falls() -> None:
+    made = Rewind(0.5)
+    assert [made.falls(v, 10.0) for v in (10.0, -90.0, 10.0, -90.0)] == [False] * 4
+    assert not Rewind(0.5).falls(-math.inf, None)
+
+
+def test_a_fall_is_not_at_once_taken_for_usual() -> None:
+    made = rewind(*VALUES[:5])
+    assert [made.falls(-60.0, 8.0) for _ in range(3)] == [True] * 3
+
+
+def watched(toy: Any, learner: Any, validate: Any, **options: Any) -> tuple[Any, Any, dict[int, dict[str, Tensor]]]:
+    """A trainer, what it tells, and the weights after each step."""
+    events, after = toy.Events(), {}
 
     def watch(name: str, step: int, values: dict[str, Any]) -> None:
         events(name, step, values)
         if name == "step":
             after[step] = weights(run.learner)
 
-    run = toy.trainer(
-        getattr(toy, kind)(), tmp_path, validate=validate, validate_every=2, rewind=0.25, outer_lr=0.01, on_event=watch
-    )
+    run = toy.trainer(learner, validate=validate, validate_every=1, outer_lr=0.01, on_event=watch, **options)
+    return run, events, after
+
+
+@pytest.mark.parametrize("kind", ["maml", "restless"])
+def test_training_goes_back_to_its_best_weights_at_a_lower_rate(toy: Any, tmp_path: Path, kind: str) -> None:
+    validate = scripted(*VALUES)
+    run, events, after = watched(toy, getattr(toy, kind)(), validate, rewind=0.25, out=tmp_path)
     progress = run.fit()
-    assert (progress.rewinds, progress.first, progress.best_step) == (1, 0.0, 4)
-    assert not same(validate.seen[2], validate.seen[1])
-    assert same(after[6], validate.seen[1])
+    assert (run.rewind.times, progress.step, progress.best_step) == (1, 12, 12)
+    assert not same(validate.seen[5], validate.seen[4])
+    assert same(after[6], validate.seen[4])
     assert not same(after[7], after[6])
     rates = [values["outer_lr"] for _, values in events.named("step")]
     assert rates == [0.01] * 6 + [0.0025] * 6
     ((step, told),) = events.named("warning")
     assert step == 6
     assert told["message"] == (
-        "the validation lost more than half of what it had gained at step 6: on from the weights of step 4, at 0.25 of "
+        "the validation lost more than half of what it had gained at step 6: on from the weights of step 5, at 0.25 of "
         "the planned rate"
     )
 
 
 def test_adam_begins_anew(toy: Any) -> None:
     """A first step of Adam has the size of the rate, in every entry that has a gradient."""
-    after: dict[int, dict[str, Tensor]] = {}
-
-    def watch(name: str, step: int, values: dict[str, Any]) -> None:
-        if name == "step":
-            after[step] = weights(run.learner)
-
-    validate = scripted(0.0, 10.0, 1.0, *[9.0] * 3)
-    run = toy.trainer(toy.maml(), validate=validate, validate_every=2, rewind=0.5, outer_lr=0.01, on_event=watch)
+    run, _, after = watched(toy, toy.maml(), scripted(*VALUES), rewind=0.5)
     run.fit()
     moved = torch.cat([(after[7][k] - after[6][k]).flatten() for k in after[6]]).abs()
     torch.testing.assert_close(moved[moved > 0], torch.full_like(moved[moved > 0], 0.005), rtol=1e-3, atol=1e-6)
 
 
 def test_without_it_nothing_is_gone_back_to(toy: Any) -> None:
-    run = toy.trainer(toy.maml(), validate=scripted(0.0, 10.0, *[1.0] * 4), validate_every=2)
-    assert run.fit().rewinds == 0
+    run, events, _ = watched(toy, toy.maml(), scripted(*VALUES))
+    run.fit()
+    assert not run.rewind.times
     assert not run.rewind.weights
+    assert not events.named("warning")
 
 
-@pytest.mark.parametrize("cut", [5, 6, 7])
+@pytest.mark.parametrize("cut", [4, 5, 6, 7])
 def test_a_run_in_two_parts_goes_back_as_one(toy: Any, tmp_path: Path, cut: int) -> None:
-    """Interrupted before the fall, at it, or after it: the best weights are in every checkpoint."""
-    values = [0.0, 10.0, 1.0, 9.0, 2.0, 9.6]
-    options = {"validate_every": 2, "rewind": 0.5}
-    whole = toy.trainer(toy.restless(), tmp_path / "whole", validate=scripted(*values), **options)
+    """Interrupted before the fall, at it, or after it: all that counts is in every checkpoint."""
+    whole = toy.trainer(toy.restless(), tmp_path / "a", validate=scripted(*VALUES), validate_every=1, rewind=0.5)
     whole.fit()
+    assert whole.rewind.times == 1
 
     def interrupt(name: str, step: int, values: dict[str, Any]) -> None:
         if name == "step" and step == cut - 1:
             signal.raise_signal(signal.SIGINT)
 
-    first = toy.trainer(
-        toy.restless(), tmp_path / "parts", validate=scripted(*values), on_event=interrupt, **options
-    ).fit()
+    options = {"out": tmp_path / "b", "validate_every": 1, "rewind": 0.5}
+    first = toy.trainer(toy.restless(), validate=scripted(*VALUES), on_event=interrupt, **options).fit()
     assert (first.stopped, first.step) == ("interrupted", cut)
-    (tmp_path / "parts" / "checkpoints" / "best.safetensors").unlink()
-    parts = toy.trainer(toy.restless(), tmp_path / "parts", validate=scripted(*values[cut // 2 :]), **options)
-    assert parts.fit(resume=True).rewinds == whole.progress.rewinds == 2
+    (tmp_path / "b" / "checkpoints" / "best.safetensors").unlink()
+    parts = toy.trainer(toy.restless(), validate=scripted(*VALUES[cut:]), **options)
+    parts.fit(resume=True)
+    assert parts.rewind.times == 1
     assert same(weights(parts.learner), weights(whole.learner))
+
+
+def test_a_checkpoint_from_before_there_was_a_way_back(toy: Any, tmp_path: Path) -> None:
+    toy.trainer(toy.maml(), tmp_path, steps=3).fit()
+    path = Checkpoints(tmp_path / "checkpoints").steps()[0][1]
+    tree = load_tree(path)
+    del tree["rewind"]
+    save_tree(path, tree)
+    assert toy.trainer(toy.maml(), tmp_path).fit(resume=True).step == 12
 
 
 class Rising(Learner):
@@ -151,7 +194,7 @@ def test_a_loss_that_is_no_number_is_gone_back_from(toy: Any) -> None:
     events = toy.Events()
     run = rising(toy, 4.55, 4.0, rewind=0.1, on_event=events)
     progress = run.fit()
-    assert (progress.step, progress.stopped, progress.rewinds) == (12, "done", 2)
+    assert (progress.step, progress.stopped, run.rewind.times) == (12, "done", 2)
     first, _ = (told["message"] for _, told in events.named("warning"))
     assert first.startswith("the outer loss is not finite at step 5: on from the weights of step 4, at 0.1 of")
     assert float(run.learner.value.detach()) == pytest.approx(4.01)
@@ -161,7 +204,7 @@ def test_it_does_not_go_on_for_ever(toy: Any) -> None:
     run = rising(toy, 1.5, 1.0, rewind=1.0, steps=100)
     with pytest.raises(DivergedError, match="outer loss is not finite"):
         run.fit()
-    assert run.progress.rewinds == MOST
+    assert run.rewind.times == MOST
 
 
 def test_weights_that_left_the_numbers_in_the_last_step_are_gone_back_from(toy: Any, tmp_path: Path) -> None:

@@ -14,8 +14,6 @@ class Progress:
         best: best validation so far (higher is better), or None.
         best_step: its step.
         bad: validations since.
-        first: the first validation, or None.
-        rewinds: times that training went back to its best weights.
         seconds: time spent training, resumed parts included.
         stopped: "" while running; "done", "early" or "interrupted".
     """
@@ -24,7 +22,5 @@ class Progress:
     best: float | None = None
     best_step: int = 0
     bad: int = 0
-    first: float | None = None
-    rewinds: int = 0
     seconds: float = 0.0
     stopped: str = ""

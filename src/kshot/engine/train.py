@@ -28,10 +28,11 @@ from kshot.engine.memory_plan import refuse_too_large
 from kshot.engine.outer import clip, frozen, make_optimiser, rate_factor, rate_groups
 from kshot.engine.processes import end_idle
 from kshot.engine.progress import Progress
-from kshot.engine.rewind import Rewind, told
+from kshot.engine.rewind import Rewind
 
 WITHOUT_COMPILER = "no working C++ compiler was found, so steps are not compiled; install one, or leave --compile off"
 WITHOUT_ANSWERS = "not all answers of the validation at step {step} were finite; it counts as worse than any other"
+BACK = "{what} at step {step}: on from the weights of step {best}, at {rate} of the planned rate"
 ADVICE = "the last good checkpoint is kept. Try a smaller outer_lr or inner_lr, clip_norm=10, or fewer inner steps"
 
 
@@ -218,20 +219,19 @@ class Trainer:
             self.progress.seconds = time.perf_counter() - clock
             self._after_step(stop.is_set())
         except DivergedError as error:
-            if not self.rewind.may(self.progress.rewinds):
+            if not self.rewind.possible:
                 raise
             self._go_back(f"{error.what} is not finite")
             if self.progress.stopped:  # It was seen when the last step was to be saved.
                 self._save()
 
     def _go_back(self, what: str) -> None:
-        p = self.progress
-        p.rewinds += 1
+        p, self.rewind.times = self.progress, self.rewind.times + 1
         self.learner.load_state_dict(self.rewind.weights)
         # Its running means are of the weights that were left.
         self.optimiser.state.clear()
-        said = told(p.step, what, p.best_step, self.rewind.rate(p.rewinds))
-        self.on_event("warning", p.step, {"message": said})
+        told = {"what": what, "step": f"{p.step:,}", "best": f"{p.best_step:,}", "rate": f"{self.rewind.rate:.3g}"}
+        self.on_event("warning", p.step, {"message": BACK.format(**told)})
 
     def _one_step(self) -> None:
         if self.outer_step is None:
@@ -248,7 +248,7 @@ class Trainer:
             self._diverged(gradient)
         c, step = self.config, self.progress.step
         rate = c.outer_lr * rate_factor(step, c.steps, c.schedule, warmup=c.warmup, every=c.lr_every, gamma=c.lr_gamma)
-        rate *= self.rewind.rate(self.progress.rewinds)
+        rate *= self.rewind.rate
         for group, factor in zip(self.optimiser.param_groups, self.rates, strict=True):
             group["lr"] = rate * factor
         for name, p in self.learner.named_parameters():
@@ -306,8 +306,6 @@ class Trainer:
         p.bad += 1
         if value == -math.inf:
             self.on_event("warning", p.step, {"message": WITHOUT_ANSWERS.format(step=p.step)})
-        if p.first is None and value > -math.inf:
-            p.first = value
         if value > (-math.inf if p.best is None else p.best):
             p.best, p.best_step, p.bad = value, p.step, 0
             self.rewind.keep(self.learner)
@@ -318,7 +316,7 @@ class Trainer:
             if self.config.keep_best > 1:
                 self.checkpoints.keep_validated(p.step, tree, self.config.keep_best)
         self.on_event("validate", p.step, {"val": value, "best": p.best, "best_step": p.best_step})
-        if self.rewind.lost(value, p.first, p.best) and p.step < self.config.steps and self.rewind.may(p.rewinds):
+        if self.rewind.falls(value, p.best) and self.rewind.possible and p.step < self.config.steps:
             self._go_back("the validation lost more than half of what it had gained")
         return value
 
@@ -342,7 +340,7 @@ class Trainer:
             "loader": self.loader.state_dict(),
             "rng": self._generators(),
             "batching": dict(vars(batching)),
-            "best": self.rewind.weights,
+            "rewind": self.rewind.state_dict(),
         }
 
     def _generators(self) -> list[Tensor]:
@@ -367,7 +365,7 @@ class Trainer:
             self.optimiser.load_state_dict(tree["optimiser"])
             self.loader.load_state_dict(tree["loader"])
             self.progress = Progress(**tree["progress"])
-            self.rewind.weights = {k: v.to(self.fabric.device) for k, v in tree.get("best", {}).items()}
+            self.rewind.load_state_dict(tree.get("rewind") or self.rewind.state_dict())
         except (KeyError, RuntimeError, ValueError, TypeError) as error:
             raise UserError(f"this checkpoint is of another learner or optimiser: {error}") from error
         self.progress.stopped = ""

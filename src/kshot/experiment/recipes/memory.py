@@ -157,7 +157,7 @@ _NGRAMS_MIXED = _Task(
     slower=4_500,
     clip_norm=0.3,
 )
-_BACK = "Where a validation lost more than half of the gain, training goes on from its best weights at half the rate."
+_BACK = "Where a validation falls far, training goes on from its best weights at half the rate."
 #: From 8e-4 on, after a rise of 250 steps, it fell apart twice within 1,500; 1.2e-3 without a rise was at 237 bits of
 #: validation after 250, from 160.
 _NGRAMS_FOUR = _NGRAMS_MIXED._replace(
