@@ -51,8 +51,8 @@ class TrainConfig:
         compile: off, on, or auto (where it pays for the time it takes).
         validate_every: steps between validations; 0 for none.
         patience: validations without a new best after which training stops; 0 for never.
-        rewind: factor on the rate with which training goes on from its best weights, each time that a validation has
-            lost more than half of what was gained since the first, or a gradient is not finite; 0 for never.
+        rewind: factor on the rate with which training goes on from its best weights, each time that a validation falls
+            far below the best (see ``kshot.engine.rewind``), or a loss or gradient is not finite; 0 for never.
         keep_best: keep the weights of so many of the best validations, so that they can answer together.
         checkpoint_every: steps between checkpoints.
         log_every: steps between rows of metrics.csv.
