@@ -321,12 +321,14 @@ class Trainer:
         return value
 
     def _save(self) -> None:
-        if self.checkpoints is None or not self.fabric.is_global_zero or self.outer_step is None:
+        if self.checkpoints is None or self.outer_step is None:
             return
         for name, p in self.learner.named_parameters():
             # A rate that is much too large can spoil the weights through a finite gradient.
             if not bool(torch.isfinite(p).all()):
                 raise DivergedError(self.progress.step, f"the parameter {name}", ADVICE)
+        if not self.fabric.is_global_zero:
+            return
         path = self.checkpoints.save(self.progress.step, self._tree())
         self.on_event("checkpoint", self.progress.step, {"path": path})
 
