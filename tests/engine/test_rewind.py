@@ -51,39 +51,63 @@ def rewind(*values: float, factor: float = 0.5) -> Rewind:
 
 @pytest.mark.parametrize(
     ("value", "fall"),
-    [(7.0, False), (3.5, False), (-11.9, False), (-12.1, True), (-100.0, True), (9.0, False), (-math.inf, True)],
+    [(7.0, False), (3.5, False), (0.1, False), (-0.1, True), (-100.0, True), (9.0, False), (-math.inf, True)],
 )
-def test_a_fall_is_ten_usual_moves_and_half_of_the_gain(value: float, fall: bool) -> None:
+def test_a_fall_is_four_moves_and_half_of_the_gain(value: float, fall: bool) -> None:
+    """Moves of two, the best 8, a gain of 8: below 0."""
     assert rewind(*VALUES[:5]).falls(value, max(value, 8.0)) is fall
 
 
 def test_the_gain_counts_where_moves_are_small() -> None:
-    """Moves of a half, and a gain of ten: five is less than half of it."""
+    """Moves of a half, and a gain of ten: five is half of it."""
     values = [i / 2 for i in range(21)]
     assert not rewind(*values).falls(5.1, 10.0)
     assert rewind(*values).falls(4.9, 10.0)
 
 
-def test_noise_on_a_plateau_is_no_fall() -> None:
+@pytest.mark.parametrize("kind", ["noise", "a ceiling", "shares of 500"])
+def test_noise_on_a_plateau_is_no_fall(kind: str) -> None:
     falls = []
     for seed in range(50):
-        noise = torch.randn(200, generator=torch.Generator().manual_seed(seed)).tolist()
+        random = torch.Generator().manual_seed(seed)
+        noise = torch.randn(200, generator=random)
+        if kind == "a ceiling":
+            noise = torch.where(noise > 1, 0.9999, 1.0)
+        elif kind == "shares of 500":
+            noise = torch.bernoulli(torch.full((200, 500), 0.99), generator=random).mean(1)
         made, best = Rewind(0.5), -math.inf
-        for value in noise:
+        for value in noise.tolist():
             best = max(best, value)
             falls.append(made.falls(value, best))
-    assert sum(falls) <= 10
+    assert sum(falls) <= 10  # of 10,000
+
+
+def test_equal_validations_say_nothing_of_noise() -> None:
+    made = rewind(1.0, 1.0, 1.0, 1.0, 1.0, 1.0)
+    assert not made.falls(0.9, 1.0)
+    learnt = rewind(0.2, 1.0, *[1.0] * 20)
+    assert not learnt.falls(0.999, 1.0)
+    assert learnt.falls(0.5, 1.0)
+
+
+def test_an_early_blow_up_does_not_hide_later_falls_for_long() -> None:
+    made = rewind(-150.0, -140.0, -1e60, -130.0)
+    best = -130.0
+    for i in range(20):
+        best = -130.0 + i
+        made.falls(best, best)
+    assert made.falls(-1000.0, best)
 
 
 def test_the_first_validations_are_no_falls() -> None:
     made = Rewind(0.5)
-    assert [made.falls(v, 10.0) for v in (10.0, -90.0, 10.0, -90.0)] == [False] * 4
+    assert [made.falls(v, 10.0) for v in (5.0, 10.0, -90.0)] == [False] * 3
     assert not Rewind(0.5).falls(-math.inf, None)
 
 
-def test_a_fall_is_not_at_once_taken_for_usual() -> None:
+def test_a_fall_is_not_taken_for_usual() -> None:
     made = rewind(*VALUES[:5])
-    assert [made.falls(-60.0, 8.0) for _ in range(3)] == [True] * 3
+    assert [made.falls(-60.0, 8.0) for _ in range(5)] == [True] * 5
 
 
 def watched(toy: Any, learner: Any, validate: Any, **options: Any) -> tuple[Any, Any, dict[int, dict[str, Tensor]]]:
@@ -124,6 +148,67 @@ def test_adam_begins_anew(toy: Any) -> None:
     run.fit()
     moved = torch.cat([(after[7][k] - after[6][k]).flatten() for k in after[6]]).abs()
     torch.testing.assert_close(moved[moved > 0], torch.full_like(moved[moved > 0], 0.005), rtol=1e-3, atol=1e-6)
+
+
+def test_counters_of_steps_go_on(toy: Any) -> None:
+    """As MAML++ has one, by which it anneals."""
+
+    class Counting(type(toy.maml())):
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **options)
+            self.register_buffer("outer_steps", torch.zeros((), dtype=torch.int64))
+
+    learner = Counting(toy.maml().model, inner_lr=0.02)
+    run, _, _ = watched(toy, learner, scripted(*VALUES), rewind=0.5)
+    held, told = [], run.on_event
+
+    def count(name: str, step: int, values: dict[str, Any]) -> None:
+        told(name, step, values)
+        if name == "step":
+            held.append(int(learner.outer_steps))
+            learner.outer_steps += 1
+
+    run.on_event = count
+    run.fit()
+    assert held == list(range(12))
+
+
+def test_patience_counts_anew_from_there(toy: Any) -> None:
+    run, _, _ = watched(toy, toy.maml(), scripted(*VALUES), rewind=0.5, patience=2)
+    assert run.fit().step == 8  # 7.0 and 7.5 are no new best; the fall is not counted.
+
+
+def test_after_ten_times_it_goes_on_as_it_is_and_says_so(toy: Any) -> None:
+    values = (*VALUES[:5], *[-60.0] * 12)
+    run, events, after = watched(toy, toy.maml(), scripted(*values), rewind=0.5, steps=17)
+    run.fit()
+    assert run.rewind.times == MOST
+    (said,) = [told["message"] for step, told in events.named("warning") if step == 16]
+    assert said == "the validation fell at step 16, and training goes on as it is, since it went back ten times before"
+    assert not same(after[16], after[15])
+
+
+def test_saving_more_often_changes_nothing(toy: Any, tmp_path: Path) -> None:
+    """Weights that left the numbers are found in the step that spoiled them."""
+    ends = []
+    for every in (1, 100):
+        run, _, _ = watched(
+            toy, toy.restless(), scripted(*[float(i) for i in range(12)]), rewind=0.5, checkpoint_every=every,
+            out=tmp_path / str(every),
+        )  # fmt: skip
+        taken, step = [], run.optimiser.step
+
+        def spoil(taken: list[int] = taken, run: Any = run, step: Any = step) -> None:
+            step()
+            taken.append(1)
+            if len(taken) == 5:
+                next(run.learner.parameters()).data.fill_(math.nan)
+
+        run.optimiser.step = spoil
+        run.fit()
+        assert run.rewind.times == 1
+        ends.append(weights(run.learner))
+    assert same(*ends)
 
 
 def test_without_it_nothing_is_gone_back_to(toy: Any) -> None:

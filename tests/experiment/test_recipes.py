@@ -186,3 +186,25 @@ def test_a_recipe_starts_from_the_runs_of_another(tmp_path):
     (tmp_path / "second").rename(tmp_path / "moved")
     again = reproduce(second, tmp_path / "moved", seeds=(0, 1), on_event=keep)
     assert again["rows"][0]["mean"] == result["rows"][0]["mean"]
+
+
+def test_a_first_look_at_a_chain_is_never_taken_for_the_whole(tmp_path):
+    """Also where the number of steps is that of its last training."""
+    first = dataclasses.replace(_tiny(), name="first", config=_with_steps(5))
+    second = dataclasses.replace(_tiny(), name="second", starts_from=first)
+    reproduce(second, tmp_path / "second", steps=3)
+    reproduce(second, tmp_path / "second")
+    starts = {p.parent.name: load_config(p).start for p in (tmp_path / "second").glob("*/config.toml")}
+    assert {name: start.rpartition("/")[2] for name, start in starts.items()} == {
+        "seed-0-steps-3": "seed-0-steps-3",
+        "seed-0": "seed-0",
+    }
+    (tmp_path / "second" / "seed-0").rename(tmp_path / "second" / "seed-0-old")
+    (tmp_path / "second" / "seed-0-steps-3").rename(tmp_path / "second" / "seed-0")
+    with pytest.raises(UserError, match=r"started from .*first/seed-0-steps-3, expected .*first/seed-0; move it away"):
+        reproduce(second, tmp_path / "second")
+
+
+def _with_steps(steps):
+    config = _tiny().config
+    return dataclasses.replace(config, train=dataclasses.replace(config.train, steps=steps))

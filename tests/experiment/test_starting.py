@@ -121,3 +121,27 @@ def test_what_cannot_be_started_from_is_refused(base, tmp_path):
     with pytest.raises(UserError, match=r"nothing to start from .* the folder has none. Train it first"):
         train_run(dataclasses.replace(BASE, start=str(tmp_path / "bare")), tmp_path / "a")
     assert not (tmp_path / "a").exists()
+
+
+def test_what_a_learner_is_and_how_far_it_came_stay_its_own(base, tmp_path):
+    """MAML++ counts its steps, and a memory knows its size and its order of reading."""
+    maml = dataclasses.replace(BASE, algorithm="mamlpp")
+    train_run(maml, tmp_path / "a")
+    _, state, said = _first(dataclasses.replace(maml, start=str(tmp_path / "a")), tmp_path / "b")
+    assert int(state["outer_steps"]) == 0
+    assert said.endswith(f"all {len(state) - 1} tensors")
+    machine = dataclasses.replace(
+        BASE, algorithm="ntm", data="copy", network=BackboneConfig(backbone="none"), options={"reads": "after"}
+    )
+    train_run(machine, tmp_path / "c")
+    other = dataclasses.replace(machine, options={"reads": "before", "n_slots": 64}, start=str(tmp_path / "c"))
+    _, _, said = _first(other, tmp_path / "d")
+    assert "no place here for cell.reads_after" in said
+
+
+def test_a_single_number_is_no_network(base, tmp_path):
+    narrow = dataclasses.replace(BASE, algorithm="metaoptnet", network=BackboneConfig(n_filters=4))
+    train_run(narrow, tmp_path / "a")
+    wide = dataclasses.replace(narrow, network=BackboneConfig(n_filters=8), start=str(tmp_path / "a"))
+    with pytest.raises(UserError, match="nothing of the run"):
+        train_run(wide, tmp_path / "b")

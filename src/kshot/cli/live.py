@@ -231,6 +231,9 @@ class RunView:
         self._close()
         self._bar = self.display.bar(f"{self.title}: training", self.steps, "steps", step)
         self._began, self._first = time.monotonic(), step
+        # A recipe may have trained something else before.
+        self._loss = self._weight = 0.0
+        self._best, self._tenth = "", 0
 
     def _step(self, step: int, values: dict[str, Any]) -> None:
         self._loss = _SMOOTH * self._loss + (1 - _SMOOTH) * values["loss"]

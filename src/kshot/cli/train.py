@@ -136,7 +136,7 @@ def read(args: Sequence[str]) -> Request:
         found.where,
         options={**_kept(base, "algorithm", algorithm), **given(args, getattr(found, algorithm))},
         data_options={**_kept(base, "data", data), **given(args, getattr(found, data))},
-        start=found.start,
+        start=found.start and str(Path(found.start).resolve()),
         started_from=base.started_from if base else {},
     )
     out = Path(found.out) if found.out else None
@@ -249,7 +249,7 @@ def _check_continuation(held: RunConfig, wanted: RunConfig, out: Path) -> None:
     for line in differences(held, wanted):
         name, _, values = line.partition(": ")
         if not name.startswith(MAY_CHANGE):
-            before, after = values.split(" / ")
+            before, _, after = values.partition(" / ")
             flag = name.split(".")[:2][-1].replace("_", "-")
             changed.append(f"--{flag} {after} (the run has {before})")
     if changed:

@@ -263,7 +263,8 @@ class Checkpoints:
             except UserError as error:
                 problems.append(str(error))
         detail = "; ".join(problems) or "the folder has none"
-        raise UserError(f"expected a usable checkpoint in {self.folder}: {detail}. Train it first, without --resume")
+        advice = "Start a new run with another --out" if problems else "Train it first: kshot train --resume --out"
+        raise UserError(f"expected a usable checkpoint in {self.folder}: {detail}. {advice}")
 
 
 def _validation(path: Path) -> float:

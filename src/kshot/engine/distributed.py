@@ -6,6 +6,9 @@ tasks; so the result does not depend on how many processes there are, up to roun
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from lightning_fabric import Fabric
 from torch import nn
@@ -122,3 +125,21 @@ def average(fabric: Fabric, gradient: OuterGradient, total: int, before: Named) 
         dict(zip(gradient.grads, grads, strict=True)),
         {**gradient.buffers, **{k: before[k] + change for k, change in zip(floats, buffers, strict=True)}},
     )
+
+
+@contextmanager
+def deterministic_kernels(wanted: bool) -> Iterator[None]:
+    """Let only kernels run that give the same bits each time.
+
+    Args:
+        wanted: False changes nothing.
+
+    Yields:
+        Nothing; afterwards it is as before.
+    """
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(wanted or before)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)

@@ -5,7 +5,7 @@ gradient grows a million times over, and what bounds its size does not mend its 
 validation are still there.
 
 A validation falls where it is below the best by more than half of what was gained since the first, and by more than
-ten times what validations usually move by: else noise on a plateau would be a fall.
+four times the largest of the last moves from one validation to the next: else noise on a plateau would be a fall.
 """
 
 from __future__ import annotations
@@ -19,12 +19,8 @@ from torch import Tensor, nn
 MOST = 10
 #: Share of the gain that has to be lost.
 LOST = 0.5
-#: How many usual moves it has to be below the best.
-USUAL = 10.0
-#: Validations before there is something usual.
-FEWEST = 4
-#: Share of the newest move in what is usual, and how many times what is usual a move counts at most.
-NEWEST, MOST_USUAL = 0.2, 4.0
+#: How many times the largest move it has to be below the best, of how many moves, and after how many at least.
+MOVES, HELD, FEWEST = 4.0, 16, 3
 
 
 class Rewind:
@@ -41,9 +37,11 @@ class Rewind:
     def __init__(self, factor: float) -> None:
         self.factor, self.times = factor, 0
         self.weights: dict[str, Tensor] = {}
-        # Of the validations that were no falls: the first, the newest, by how much they usually move, their number.
-        self._first = self._newest = self._moves = 0.0
-        self._n = 0
+        # Of the validations that were no falls: the first, the newest, the last moves from one to the next, and the
+        # smallest ever, since shares of few queries move by whole steps, and often not at all.
+        self._first = self._newest = self._least = 0.0
+        self._moves: list[float] = []
+        self._any = False
 
     def keep(self, learner: nn.Module) -> None:
         """Keep a learner's weights as the best so far.
@@ -76,19 +74,17 @@ class Rewind:
         """
         if value == -math.inf or best is None:
             return best is not None
-        drop = best - value
-        fall = self._n >= FEWEST and drop > LOST * (best - self._first) and drop > USUAL * self._moves
-        if not self._n:
-            self._first = value
-        elif self._n <= FEWEST and not fall:
-            self._moves += (abs(value - self._newest) - self._moves) / self._n
+        drop, gain = best - value, best - self._first
+        if len(self._moves) >= FEWEST and 0 < gain < drop / LOST and drop > MOVES * max(*self._moves, self._least):
+            return True
+        if self._any:
+            move = abs(value - self._newest)
+            self._moves = [*self._moves, move][-HELD:]
+            self._least = min(filter(None, (self._least, move)), default=0.0)
         else:
-            # A fall counts too, but not in full: where falls are frequent they are no falls.
-            move = min(abs(value - self._newest), MOST_USUAL * self._moves)
-            self._moves = (1 - NEWEST) * self._moves + NEWEST * move
-        if not fall:
-            self._newest, self._n = value, self._n + 1
-        return fall
+            self._first, self._any = value, True
+        self._newest = value
+        return False
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything that a continuation needs.
@@ -96,8 +92,8 @@ class Rewind:
         Returns:
             Numbers and tensors.
         """
-        numbers = {"first": self._first, "newest": self._newest, "moves": self._moves}
-        return {**numbers, "n": self._n, "times": self.times, "weights": self.weights}
+        held = {"first": self._first, "newest": self._newest, "least": self._least, "any": self._any}
+        return {**held, "moves": self._moves, "times": self.times, "weights": self.weights}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from where ``state_dict`` was taken.
@@ -105,5 +101,6 @@ class Rewind:
         Args:
             state: what it returned.
         """
-        self._first, self._newest, self._moves = state["first"], state["newest"], state["moves"]
-        self._n, self.times, self.weights = state["n"], state["times"], state["weights"]
+        self._first, self._newest, self._least = state["first"], state["newest"], state["least"]
+        self._any, self._moves = state["any"], list(state["moves"])
+        self.times, self.weights = state["times"], state["weights"]

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from threading import Event
 from typing import Any, Protocol
@@ -20,7 +19,7 @@ from kshot.engine.batch import Batching, OuterGradient, OuterStep, combine
 from kshot.engine.checkpoint import Checkpoints, save_tree
 from kshot.engine.choices import choose_once
 from kshot.engine.config import TrainConfig
-from kshot.engine.distributed import average, make_fabric, synchronise
+from kshot.engine.distributed import average, deterministic_kernels, make_fabric, synchronise
 from kshot.engine.inner import Random, replace_buffers
 from kshot.engine.interrupt import stop_requests
 from kshot.engine.log import Log
@@ -33,6 +32,7 @@ from kshot.engine.rewind import Rewind
 WITHOUT_COMPILER = "no working C++ compiler was found, so steps are not compiled; install one, or leave --compile off"
 WITHOUT_ANSWERS = "not all answers of the validation at step {step} were finite; it counts as worse than any other"
 BACK = "{what} at step {step}: on from the weights of step {best}, at {rate} of the planned rate"
+SPENT = "the validation fell at step {step}, and training goes on as it is, since it went back ten times before"
 ADVICE = "the last good checkpoint is kept. Try a smaller outer_lr or inner_lr, clip_norm=10, or fewer inner steps"
 
 
@@ -128,7 +128,7 @@ class Trainer:
         kept = frozen(self.learner, self.frozen)
         with (
             torch.random.fork_rng(devices),
-            _deterministic(self.config.deterministic),
+            deterministic_kernels(self.config.deterministic),
             kept,
             stop_requests() as stop,
         ):
@@ -227,7 +227,10 @@ class Trainer:
 
     def _go_back(self, what: str) -> None:
         p, self.rewind.times = self.progress, self.rewind.times + 1
-        self.learner.load_state_dict(self.rewind.weights)
+        # Counters of steps go on, as the steps do.
+        counters = {k: v for k, v in self.learner.state_dict().items() if not v.is_floating_point()}
+        self.learner.load_state_dict({**self.rewind.weights, **counters})
+        p.bad = 0
         # Its running means are of the weights that were left.
         self.optimiser.state.clear()
         told = {"what": what, "step": f"{p.step:,}", "best": f"{p.best_step:,}", "rate": f"{self.rewind.rate:.3g}"}
@@ -256,6 +259,9 @@ class Trainer:
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
         replace_buffers(self.learner, gradient.buffers)
+        if self.rewind.factor:
+            # At once, so that the way back does not depend on when one saves.
+            self._refuse_spoiled()
         self.progress.step += 1
         self._last = {"loss": float(loss), "grad_norm": float(norm), "outer_lr": rate}
 
@@ -316,21 +322,30 @@ class Trainer:
             if self.config.keep_best > 1:
                 self.checkpoints.keep_validated(p.step, tree, self.config.keep_best)
         self.on_event("validate", p.step, {"val": value, "best": p.best, "best_step": p.best_step})
-        if self.rewind.falls(value, p.best) and self.rewind.possible and p.step < self.config.steps:
-            self._go_back("the validation lost more than half of what it had gained")
+        if self.rewind.factor and self.rewind.falls(value, p.best) and p.step < self.config.steps:
+            self._after_fall()
         return value
+
+    def _after_fall(self) -> None:
+        if self.rewind.possible:
+            self._go_back("the validation lost more than half of what it had gained")
+        elif self.rewind.weights:
+            self.on_event("warning", self.progress.step, {"message": SPENT.format(step=f"{self.progress.step:,}")})
 
     def _save(self) -> None:
         if self.checkpoints is None or self.outer_step is None:
             return
-        for name, p in self.learner.named_parameters():
-            # A rate that is much too large can spoil the weights through a finite gradient.
-            if not bool(torch.isfinite(p).all()):
-                raise DivergedError(self.progress.step, f"the parameter {name}", ADVICE)
+        self._refuse_spoiled()
         if not self.fabric.is_global_zero:
             return
         path = self.checkpoints.save(self.progress.step, self._tree())
         self.on_event("checkpoint", self.progress.step, {"path": path})
+
+    def _refuse_spoiled(self) -> None:
+        # A rate that is much too large can spoil the weights through a finite gradient.
+        for name, p in self.learner.named_parameters():
+            if not bool(torch.isfinite(p).all()):
+                raise DivergedError(self.progress.step, f"the parameter {name}", ADVICE)
 
     def _tree(self) -> Tree:
         batching = self.outer_step.batching if self.outer_step else Batching()
@@ -378,13 +393,3 @@ class Trainer:
         self.outer_step = OuterStep(self.learner, Batching(**tree["batching"]), self.fabric.autocast)
         for log in self.logs:
             log.rewind(self.progress.step)
-
-
-@contextmanager
-def _deterministic(wanted: bool) -> Iterator[None]:
-    before = torch.are_deterministic_algorithms_enabled()
-    torch.use_deterministic_algorithms(wanted or before)
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(before)

@@ -58,15 +58,18 @@ def begin(learner: Learner, config: RunConfig, out: Path, resume: bool) -> Start
     except UserError as error:
         raise UserError(f"nothing to start from in {run}: {error}; or leave --start out") from error
     fitting = _fitting(learner, tensors, same=other.algorithm == config.algorithm)
-    own = learner.state_dict()
-    if not fitting:
+    # A bias or a temperature alone is no network.
+    if all(t.ndim < 2 for t in fitting.values()):
         raise UserError(
             f"nothing of the run in {run} fits: it is {other.algorithm} on {other.data} with backbone "
             f"{other.network.backbone}; start from a run with the same network, or leave --start out"
         )
-    learner.load_state_dict(fitting, strict=False)
+    learner.load_state_dict({**learner.state_dict(), **fitting})
     about = {"algorithm": other.algorithm, "data": other.data, "step": step}
-    return Start(about, _told(about, run, [name for name in own if name not in fitting], len(own)))
+    new = [name for name in _taken_over(learner) if name not in fitting]
+    said = _told(about, run, new, len(new) + len(fitting))
+    left = set(tensors) - set(learner.state_dict()) if other.algorithm == config.algorithm else ()
+    return Start(about, said + (f"; no place here for {', '.join(sorted(left))}" if left else ""))
 
 
 def _told(about: dict[str, Any], run: Path, new: list[str], n: int) -> str:
@@ -77,11 +80,17 @@ def _told(about: dict[str, Any], run: Path, new: list[str], n: int) -> str:
     return f"{what}: {n - len(new)} of {n} tensors; new, in {', '.join(parts)}: {len(new)}"
 
 
+def _taken_over(learner: Learner) -> list[str]:
+    # Single numbers that are no parameters say what a learner is, or how far it has come: both are its own.
+    learnt = dict(learner.named_parameters())
+    return [name for name, tensor in learner.state_dict().items() if tensor.ndim or name in learnt]
+
+
 def _fitting(learner: Learner, tensors: dict[str, Tensor], same: bool) -> dict[str, Tensor]:
     # By this learner's names.
-    own = learner.state_dict()
+    own = {name: learner.state_dict()[name] for name in _taken_over(learner)}
     pairs = {name: name for name in own} if same else _network(learner, tensors)
-    found = {name: tensors[theirs] for name, theirs in pairs.items() if theirs in tensors}
+    found = {name: tensors[theirs] for name, theirs in pairs.items() if theirs in tensors and name in own}
     return {name: t for name, t in found.items() if t.shape == own[name].shape}
 
 

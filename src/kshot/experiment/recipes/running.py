@@ -97,16 +97,26 @@ def _trained(
 
     Returns:
         Seconds of all training, and the folder of the run.
+
+    Raises:
+        UserError: a run lies there that started from another one.
     """
     config, spent = _config(found, seed, steps, threads), 0.0
-    # A first look is a run of its own: its rate fell along other steps.
-    short = f"-steps-{steps}" if config.train.steps != found.config.train.steps else ""
-    run = home / f"seed-{seed}{short}"
+    # A first look is a run of its own: its rate fell along other steps, or it starts from a first look.
+    run = home / f"seed-{seed}{f'-steps-{steps}' if _shortened(found, steps) else ''}"
     if first := found.starts_from:
         spent, start = _trained(first, home.parent / first.name, seed, steps, threads, **opening)
         held = run_config(run).start if (run / "config.toml").exists() else ""
-        config = dataclasses.replace(config, start=held or str(start))
+        if held and Path(held).name != start.name:
+            raise UserError(f"{run} started from {held}, expected {start}; move it away, or choose another --out")
+        config = dataclasses.replace(config, start=held or str(start.resolve()))
     return round(spent + _train(config, run, **opening), 1), run
+
+
+def _shortened(found: Recipe | None, steps: int | None) -> bool:
+    if found is None or steps is None:
+        return False
+    return steps != found.config.train.steps or _shortened(found.starts_from, steps)
 
 
 def _train(config: RunConfig, folder: Path, **opening: Any) -> float:
