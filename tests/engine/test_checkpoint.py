@@ -301,7 +301,7 @@ def test_a_damaged_later_one_does_not_push_out_the_good(tmp_path: Path) -> None:
 
 def test_no_usable_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(
-        UserError, match=r"usable checkpoint in .*: the folder has none. Train it first, without --resume"
+        UserError, match=r"usable checkpoint in .*: the folder has none. Train it first: kshot train --resume"
     ):
         Checkpoints(tmp_path / "none").load_newest()
     (tmp_path / "step-00000001.safetensors").write_text("damaged")
