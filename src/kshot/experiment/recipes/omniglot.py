@@ -276,7 +276,7 @@ RECIPES = (
     _gradient(
         "reptile",
         (5, 5, 1, 8),
-        20_000,
+        16_000,
         (0.9768, 0.9948, None, None),
         _REPTILE,
         inner_batch=10,
