@@ -173,6 +173,16 @@ def test_the_front_page_has_what_papers_have_once():
     assert text.splitlines()[2:] == ["| `maml` | T | 98.00 ± 0.10 (98.7) | 99.00 ± 0.10 (98.7) |  |  |"]
 
 
+def test_a_star_on_the_front_page_is_for_distorted_images():
+    bent = {"data_options": {"augment": "affine"}, "steps_together": [1, 2, 3]}
+    rows = [
+        _row("", "mamlpp", 5, 1, 0.99, published=0.995, source="S", record=bent),
+        _row("", "mamlpp", 20, 1, 0.92, published=0.977, source="S"),
+    ]
+    text = table_of_front(_result("mamlpp-omniglot", *rows), recipes())
+    assert text.splitlines()[2:] == [r"| `mamlpp` | I | 99.00 ± 0.10 (99.5)\* |  | 92.00 ± 0.10 (97.7) |  |"]
+
+
 def table_of_front(results, known):
     return short_table(results, known, ("m", "i", "I", "T"))
 

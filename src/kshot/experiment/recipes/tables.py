@@ -26,6 +26,7 @@ _TASKS, _QUERIES = 1000, 15
 _SIDE = 28
 #: How the line of several validations of a training that answer together begins.
 _BEST = "best"
+_DISTORTED = "distorted images"
 #: Options that make one method another line.
 _VARIANTS = {"first_order": "first order", "fce": "full context"}
 
@@ -97,19 +98,20 @@ def short_table(results: Results, known: Recipes, words: tuple[str, str, str, st
         words: for method, inference, inductive and transductive.
 
     Returns:
-        Markdown, for the front page.
+        Markdown, for the front page; a star behind what was trained on distorted images.
     """
     method, inference, inductive, transductive = words
     heads = [f"{w}-way {k}-shot" for w, k in SETTINGS]
     made = [table_line([method, inference, *heads]), table_line(["---"] * (2 + len(heads)))]
     found: dict[tuple[str, str], dict[tuple[int, int], str]] = {}
     for line, cells in _omniglot_lines(results, known)[1].items():
-        variant = "" if line.variant.startswith(_BEST) else line.variant  # the way of its paper
-        name = ", ".join([f"`{line.algorithm}`", *([variant] if variant else [])])
+        # The best of several validations is the way of its paper, and one line has room for both kinds of images.
+        variants = [v for v in line.variant.split(", ") if v and v != _DISTORTED and not v.startswith(_BEST)]
+        name, mark = ", ".join([f"`{line.algorithm}`", *variants]), r"\*" if _DISTORTED in line.variant else ""
         for setting, row in cells.items():
             if row["published"] is not None:
                 own = found.setdefault((name, transductive if line.transductive else inductive), {})
-                own.setdefault(setting, _cell(row))
+                own.setdefault(setting, f"{_cell(row)}{mark}")
     made += [table_line([*who, *(numbers.get(s, "") for s in SETTINGS)]) for who, numbers in found.items()]
     return "\n".join(made) + "\n"
 
@@ -148,7 +150,7 @@ def _place(lines: dict[_Line, dict[tuple[int, int], dict[str, Any]]], recipe: st
     data = first.get("data_options", {})
     side = data.get("image_size", _SIDE)
     variants += [f"{side} × {side}"] if side != _SIDE else []
-    variants += ["distorted images"] if data.get("augment", "none") != "none" else []
+    variants += [_DISTORTED] if data.get("augment", "none") != "none" else []
     together = len(first.get("steps_together", ()))
     variants += [f"{_BEST} {together} of validation together"] if together else []
     who = (recipe, first["algorithm"], first["transductive"], ", ".join(variants))
