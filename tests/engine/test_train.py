@@ -12,7 +12,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from kshot.core import DivergedError, Episode, Learner, Split, UserError
+from kshot.algorithms import ProtoNet
+from kshot.core import DivergedError, Episode, Learner, Spec, Split, UserError, tree_map
 from kshot.engine import train as room
 from kshot.engine.batch import Batching, OuterStep
 from kshot.engine.checkpoint import Checkpoints, load_tree
@@ -21,6 +22,8 @@ from kshot.engine.distributed import make_fabric
 from kshot.engine.log import CsvLog
 from kshot.engine.outer import rate_factor
 from kshot.engine.train import TrainConfig, Trainer
+from kshot.nn.conv import Conv4
+from kshot.testing import synthetic_episodes
 
 
 def weights(learner: nn.Module) -> dict[str, Tensor]:
@@ -135,6 +138,34 @@ def test_precisions(toy: Any, precision: str, dtype: torch.dtype) -> None:
     for (_, got), (_, expected) in zip(events.named("step"), plain.named("step"), strict=True):
         assert got["loss"] != expected["loss"]
         assert got["loss"] == pytest.approx(expected["loss"], rel=1e-5 if precision == "64-true" else 0.1)
+
+
+@pytest.mark.parametrize("batching", ["loop", "auto"])
+def test_mixed_precision_leaves_inputs_as_they_are(toy: Any, batching: str) -> None:
+    """Compiled kernels, of which automatic batching thinks, read no bfloat16; a target in it has three digits."""
+    spec = Spec("classification", (1, 28, 28), 3)
+
+    class Images:
+        n_tasks = 2
+
+        def __next__(self) -> Episode:
+            return tree_map(
+                lambda t: t.float() if t.is_floating_point() else t, synthetic_episodes(spec, 2, n_shot=1, n_query=2)
+            )
+
+        def state_dict(self) -> dict[str, Any]:
+            return {}
+
+        def load_state_dict(self, state: dict[str, Any]) -> None:
+            pass
+
+    learner = ProtoNet.from_backbone(Conv4(), spec)
+    before = weights(learner)
+    fabric = make_fabric("cpu", precision="bf16-mixed")
+    trainer = toy.trainer(learner, loader=Images(), fabric=fabric, steps=1, batching=batching)
+    assert trainer.fit().stopped == "done"
+    assert not equal(learner, before)
+    assert {s.x.dtype for s in trainer._next()} == {torch.float32}
 
 
 def test_what_is_told(toy: Any, tmp_path: Path) -> None:

@@ -11,9 +11,10 @@ from contextlib import contextmanager
 
 import torch
 from lightning_fabric import Fabric
+from lightning_fabric.plugins import MixedPrecision
 from torch import nn
 
-from kshot.core import UserError
+from kshot.core import Tree, UserError
 from kshot.engine.batch import OuterGradient, widened
 from kshot.engine.inner import Named
 
@@ -74,6 +75,21 @@ def make_fabric(device: str = "auto", devices: int = 1, nodes: int = 1, precisio
     strategy = "ddp" if devices * nodes > 1 else "auto"
     chosen = [kind.index] if kind.type == "cuda" and kind.index is not None and devices == 1 else devices
     return Fabric(accelerator=kind.type, devices=chosen, num_nodes=nodes, strategy=strategy, precision=precision)  # pyright: ignore[reportArgumentType]
+
+
+def converted(fabric: Fabric, batch: Tree) -> Tree:
+    """Give inputs and targets the type of the weights.
+
+    Args:
+        fabric: with the precision.
+        batch: tensors of any structure.
+
+    Returns:
+        The same in float64 for ``64-true``, else as it is. Mixed precision rounds where it computes: inputs that were
+        rounded beforehand could not be read by kernels, and what a target loses is lost to every loss.
+    """
+    precision = fabric.strategy.precision
+    return batch if isinstance(precision, MixedPrecision) else precision.convert_input(batch)
 
 
 def disconnect() -> None:

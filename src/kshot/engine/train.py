@@ -19,7 +19,7 @@ from kshot.engine.batch import Batching, OuterGradient, OuterStep, combine
 from kshot.engine.checkpoint import Checkpoints, save_tree
 from kshot.engine.choices import choose_once
 from kshot.engine.config import TrainConfig
-from kshot.engine.distributed import average, deterministic_kernels, make_fabric, synchronise
+from kshot.engine.distributed import average, converted, deterministic_kernels, make_fabric, synchronise
 from kshot.engine.inner import Random, replace_buffers
 from kshot.engine.interrupt import stop_requests
 from kshot.engine.log import Log
@@ -83,8 +83,7 @@ class Trainer:
         logs: Sequence[Log] = (),
     ) -> None:
         self.fabric = fabric or make_fabric("cpu")
-        self.precision = self.fabric.strategy.precision
-        self.precision.convert_module(learner)
+        self.fabric.strategy.precision.convert_module(learner)
         self.learner = learner.to(self.fabric.device)
         if self.fabric.world_size > 1 and loader.n_tasks < self.fabric.world_size:
             raise UserError(
@@ -203,7 +202,7 @@ class Trainer:
         end_idle()
 
     def _next(self) -> Episode | list[Episode]:
-        return self.precision.convert_input(next(self.loader))
+        return converted(self.fabric, next(self.loader))
 
     def _looked_at(self, batch: Episode | list[Episode]) -> Episode | list[Episode]:
         # Measured batchings were planned for; what somebody asked for is kept, so it can only be refused.
