@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from kshot.core import UserError
 from kshot.core.registry import unknown
-from kshot.experiment.recipes import challenge, gradient, memory, metric, omniglot, ways
+from kshot.experiment.recipes import challenge, gradient, memory, metric, omniglot, turing, ways
 from kshot.experiment.recipes.measure import Milestone
 from kshot.experiment.recipes.recipe import Recipe, Row, verdict
 from kshot.experiment.recipes.running import SCHEMA, reproduce, write_result
@@ -21,7 +21,7 @@ def recipes() -> dict[str, Recipe]:
     Returns:
         A new dict.
     """
-    families = (metric, gradient, memory, omniglot, challenge, ways)
+    families = (metric, gradient, memory, turing, omniglot, challenge, ways)
     return {r.name: r for family in families for r in family.RECIPES}
 
 
