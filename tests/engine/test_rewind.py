@@ -13,8 +13,10 @@ from torch import Tensor
 
 from kshot.core import DivergedError, Episode, Learner, UserError
 from kshot.engine.checkpoint import Checkpoints, load_tree, save_tree
+from kshot.engine.log import CsvLog
 from kshot.engine.rewind import MOST, Rewind
 from kshot.engine.train import TrainConfig
+from kshot.evaluation.history import read_history
 
 
 def weights(learner: Learner) -> dict[str, Tensor]:
@@ -39,6 +41,8 @@ def scripted(*values: float) -> Any:
 
 #: Up by two each time; at step 6 more than all is lost, and later a little of it, twice.
 VALUES = (0.0, 2.0, 4.0, 6.0, 8.0, -20.0, 7.0, 7.5, 8.5, 8.0, 8.6, 8.8)
+#: The same of a training, where the weights that it starts from come first.
+TRAINING = (-2.0, *VALUES)
 
 
 def rewind(*values: float, factor: float = 0.5) -> Rewind:
@@ -125,12 +129,12 @@ def watched(toy: Any, learner: Any, validate: Any, **options: Any) -> tuple[Any,
 
 @pytest.mark.parametrize("kind", ["maml", "restless"])
 def test_training_goes_back_to_its_best_weights_at_a_lower_rate(toy: Any, tmp_path: Path, kind: str) -> None:
-    validate = scripted(*VALUES)
+    validate = scripted(*TRAINING)
     run, events, after = watched(toy, getattr(toy, kind)(), validate, rewind=0.25, out=tmp_path)
     progress = run.fit()
     assert (run.rewind.times, progress.step, progress.best_step) == (1, 12, 12)
-    assert not same(validate.seen[5], validate.seen[4])
-    assert same(after[6], validate.seen[4])
+    assert not same(validate.seen[6], validate.seen[5])
+    assert same(after[6], validate.seen[5])
     assert not same(after[7], after[6])
     rates = [values["outer_lr"] for _, values in events.named("step")]
     assert rates == [0.01] * 6 + [0.0025] * 6
@@ -144,7 +148,7 @@ def test_training_goes_back_to_its_best_weights_at_a_lower_rate(toy: Any, tmp_pa
 
 def test_adam_begins_anew(toy: Any) -> None:
     """A first step of Adam has the size of the rate, in every entry that has a gradient."""
-    run, _, after = watched(toy, toy.maml(), scripted(*VALUES), rewind=0.5)
+    run, _, after = watched(toy, toy.maml(), scripted(*TRAINING), rewind=0.5)
     run.fit()
     moved = torch.cat([(after[7][k] - after[6][k]).flatten() for k in after[6]]).abs()
     torch.testing.assert_close(moved[moved > 0], torch.full_like(moved[moved > 0], 0.005), rtol=1e-3, atol=1e-6)
@@ -159,7 +163,7 @@ def test_counters_of_steps_go_on(toy: Any) -> None:
             self.register_buffer("outer_steps", torch.zeros((), dtype=torch.int64))
 
     learner = Counting(toy.maml().model, inner_lr=0.02)
-    run, _, _ = watched(toy, learner, scripted(*VALUES), rewind=0.5)
+    run, _, _ = watched(toy, learner, scripted(*TRAINING), rewind=0.5)
     held, told = [], run.on_event
 
     def count(name: str, step: int, values: dict[str, Any]) -> None:
@@ -174,12 +178,12 @@ def test_counters_of_steps_go_on(toy: Any) -> None:
 
 
 def test_patience_counts_anew_from_there(toy: Any) -> None:
-    run, _, _ = watched(toy, toy.maml(), scripted(*VALUES), rewind=0.5, patience=2)
+    run, _, _ = watched(toy, toy.maml(), scripted(*TRAINING), rewind=0.5, patience=2)
     assert run.fit().step == 8  # 7.0 and 7.5 are no new best; the fall is not counted.
 
 
 def test_after_ten_times_it_goes_on_as_it_is_and_says_so(toy: Any) -> None:
-    values = (*VALUES[:5], *[-60.0] * 12)
+    values = (*TRAINING[:6], *[-60.0] * 12)
     run, events, after = watched(toy, toy.maml(), scripted(*values), rewind=0.5, steps=17)
     run.fit()
     assert run.rewind.times == MOST
@@ -193,7 +197,7 @@ def test_saving_more_often_changes_nothing(toy: Any, tmp_path: Path) -> None:
     ends = []
     for every in (1, 100):
         run, _, _ = watched(
-            toy, toy.restless(), scripted(*[float(i) for i in range(12)]), rewind=0.5, checkpoint_every=every,
+            toy, toy.restless(), scripted(*[float(i) for i in range(13)]), rewind=0.5, checkpoint_every=every,
             out=tmp_path / str(every),
         )  # fmt: skip
         taken, step = [], run.optimiser.step
@@ -222,7 +226,7 @@ def test_without_it_nothing_is_gone_back_to(toy: Any) -> None:
 @pytest.mark.parametrize("cut", [4, 5, 6, 7])
 def test_a_run_in_two_parts_goes_back_as_one(toy: Any, tmp_path: Path, cut: int) -> None:
     """Interrupted before the fall, at it, or after it: all that counts is in every checkpoint."""
-    whole = toy.trainer(toy.restless(), tmp_path / "a", validate=scripted(*VALUES), validate_every=1, rewind=0.5)
+    whole = toy.trainer(toy.restless(), tmp_path / "a", validate=scripted(*TRAINING), validate_every=1, rewind=0.5)
     whole.fit()
     assert whole.rewind.times == 1
 
@@ -231,7 +235,7 @@ def test_a_run_in_two_parts_goes_back_as_one(toy: Any, tmp_path: Path, cut: int)
             signal.raise_signal(signal.SIGINT)
 
     options = {"out": tmp_path / "b", "validate_every": 1, "rewind": 0.5}
-    first = toy.trainer(toy.restless(), validate=scripted(*VALUES), on_event=interrupt, **options).fit()
+    first = toy.trainer(toy.restless(), validate=scripted(*TRAINING), on_event=interrupt, **options).fit()
     assert (first.stopped, first.step) == ("interrupted", cut)
     (tmp_path / "b" / "checkpoints" / "best.safetensors").unlink()
     parts = toy.trainer(toy.restless(), validate=scripted(*VALUES[cut:]), **options)
@@ -295,7 +299,6 @@ def test_it_does_not_go_on_for_ever(toy: Any) -> None:
 def test_weights_that_left_the_numbers_in_the_last_step_are_gone_back_from(toy: Any, tmp_path: Path) -> None:
     """No validation has seen them: they are found when they are to be saved."""
     run = rising(toy, math.inf, 1.0, rewind=0.5, steps=3, out=tmp_path)
-    run.validate = lambda learner: 0.0
 
     def spoil(name: str, step: int, values: dict[str, Any]) -> None:
         if name == "step" and step == 3:
@@ -307,10 +310,54 @@ def test_weights_that_left_the_numbers_in_the_last_step_are_gone_back_from(toy: 
     assert float(Checkpoints(tmp_path / "checkpoints").load_newest()[0]["learner"]["value"]) == 1.0
 
 
-def test_before_a_validation_there_is_no_way_back(toy: Any) -> None:
-    run = toy.trainer(Rising(-1.0), validate=lambda learner: 0.0, validate_every=1, rewind=0.5)
+@pytest.mark.parametrize(("first", "times"), [(0.0, MOST), (-math.inf, 0)])
+def test_a_first_step_that_fails_is_gone_back_from_to_a_start_that_has_answers(
+    toy: Any, first: float, times: int
+) -> None:
+    run = toy.trainer(Rising(-1.0), validate=lambda learner: first, validate_every=1, rewind=0.5)
     with pytest.raises(DivergedError, match="at step 1"):
         run.fit()
+    assert run.rewind.times == times
+
+
+def test_trained_weights_that_are_lost_at_once_are_gone_back_to(toy: Any) -> None:
+    """They were the best, so that nothing was ever gained."""
+    validate = scripted(8.0, 7.0, 7.9, 7.5, -20.0, *[7.0] * 8)
+    run, events, after = watched(toy, toy.maml(), validate, rewind=0.5)
+    run.fit()
+    assert run.rewind.times == 1
+    assert same(after[4], validate.seen[0])
+    ((step, told),) = events.named("warning")
+    assert step == 4
+    assert "on from the weights of step 0, at 0.5" in told["message"]
+
+
+@pytest.mark.parametrize("how", [{"validate_first": True}, {"rewind": 0.5}])
+def test_the_start_is_validated_logged_and_kept(toy: Any, tmp_path: Path, how: dict[str, Any]) -> None:
+    """Once: a run that goes on from its start knows what it was worth."""
+    validate, log = scripted(9.0, *[1.0] * 12), CsvLog(tmp_path / "metrics.csv")
+
+    def interrupt(name: str, step: int, values: dict[str, Any]) -> None:
+        if name == "checkpoint" and step == 0:
+            raise KeyboardInterrupt
+
+    options = {"out": tmp_path, "validate": validate, "validate_every": 12, "logs": [log], **how}
+    with pytest.raises(KeyboardInterrupt):
+        toy.trainer(toy.maml(), on_event=interrupt, **options).fit()
+    progress = toy.trainer(toy.maml(), **options).fit(resume=True)
+    assert (progress.best, progress.best_step, len(validate.seen)) == (9.0, 0, 2)
+    assert read_history(log.path).validation == [(0, 9.0), (12, 1.0)]
+    best = load_tree(tmp_path / "checkpoints" / "best.safetensors")
+    assert best["step"] == 0
+    assert same(best["learner"], validate.seen[0])
+
+
+def test_a_start_that_nobody_asks_for_is_not_validated(toy: Any) -> None:
+    validate = scripted(*[1.0] * 12)
+    toy.trainer(toy.maml(), validate=validate, validate_every=1).fit()
+    assert len(validate.seen) == 12
+    toy.trainer(toy.maml(), validate=validate, validate_every=0, validate_first=True).fit()
+    assert len(validate.seen) == 12
 
 
 @pytest.mark.parametrize(

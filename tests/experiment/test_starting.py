@@ -10,9 +10,10 @@ from kshot.core import UserError
 from kshot.engine.checkpoint import Checkpoints
 from kshot.engine.train import TrainConfig
 from kshot.evaluation.record import read_record
+from kshot.experiment import run
 from kshot.experiment.config import BackboneConfig, EvalConfig, RunConfig, TaskConfig
 from kshot.experiment.folder import run_config
-from kshot.experiment.run import evaluate_run, train_run
+from kshot.experiment.run import UNSURPASSED, evaluate_run, train_run
 
 TRAIN = TrainConfig(steps=2, batching="loop", validate_every=2, checkpoint_every=1, log_every=1)
 BASE = RunConfig(
@@ -105,6 +106,23 @@ def test_a_continuation_has_its_own_weights(base, tmp_path):
     whole, parts = (Checkpoints(tmp_path / n / "checkpoints").load_newest()[0]["learner"] for n in ("whole", "parts"))
     assert all(torch.equal(parts[k], whole[k]) for k in whole)
     assert run_config(tmp_path / "parts").started_from["step"] == 2
+
+
+def test_a_start_that_is_never_bettered_is_kept_and_said(base, tmp_path, monkeypatch):
+    """What is tested are the weights that training started from."""
+    said, values = [], iter((0.9, 0.1))
+    monkeypatch.setattr(run, "_validation", lambda *_: next(values))
+
+    def listen(name, step, values):
+        if name == "warning":
+            said.append(values["message"])
+
+    outcome = train_run(_from(base), tmp_path / "a", on_event=listen)
+    theirs = base[1].state_dict()
+    assert all(torch.equal(t, theirs[k]) for k, t in outcome.learner.state_dict().items())
+    assert said == [UNSURPASSED]
+    rows = (tmp_path / "a" / "metrics.csv").read_text().splitlines()
+    assert [row.split(",")[0] for row in rows[1:]] == ["0", "1", "2"]
 
 
 def test_what_cannot_be_started_from_is_refused(base, tmp_path):

@@ -5,7 +5,8 @@ gradient grows a million times over, and what bounds its size does not mend its 
 validation are still there.
 
 A validation falls where it is below the best by more than half of what was gained since the first, and by more than
-four times the largest of the last moves from one validation to the next: else noise on a plateau would be a fall.
+four times the largest of the last moves from one validation to the next: else noise on a plateau would be a fall. The
+first is of the weights that training starts from.
 """
 
 from __future__ import annotations
@@ -74,8 +75,9 @@ class Rewind:
         """
         if value == -math.inf or best is None:
             return best is not None
-        drop, gain = best - value, best - self._first
-        if len(self._moves) >= FEWEST and 0 < gain < drop / LOST and drop > MOVES * max(*self._moves, self._least):
+        drop, gain, usual = best - value, best - self._first, max(*self._moves, self._least, 0.0)
+        # What starts from trained weights may lose them before it has gained anything.
+        if len(self._moves) >= FEWEST and drop > max(LOST * gain, MOVES * usual) and (gain or usual):
             return True
         if self._any:
             move = abs(value - self._newest)

@@ -68,6 +68,7 @@ class Trainer:
             learner in evaluation mode.
         on_event: told of "start", "step", "validate", "checkpoint" and "warning", with the step and some values.
         logs: where metrics go.
+        validate_first: validate before the first step, too, as for weights that were trained; so does ``rewind``.
     """
 
     def __init__(
@@ -81,6 +82,7 @@ class Trainer:
         validate: Callable[[Learner], float] | None = None,
         on_event: Callable[[str, int, dict[str, Any]], None] | None = None,
         logs: Sequence[Log] = (),
+        validate_first: bool = False,
     ) -> None:
         self.fabric = fabric or make_fabric("cpu")
         self.fabric.strategy.precision.convert_module(learner)
@@ -102,6 +104,7 @@ class Trainer:
         for params in others:
             self.optimiser.add_param_group({"params": params})
         self.progress, self.rewind = Progress(), Rewind(config.rewind)
+        self._validates_first = bool((validate_first or config.rewind) and validate and config.validate_every)
         self.outer_step: OuterStep | None = None
         self._how = ""
         self._room_is_known = config.batching == "auto" and not config.deterministic
@@ -167,9 +170,11 @@ class Trainer:
         synchronise(self.fabric, self.learner)
         if self.outer_step is None:
             self.outer_step = OuterStep(self.learner, self._choose_batching(), self.fabric.autocast)
-        how = {"how": self._how} if self._how else {}
-        self.on_event("start", self.progress.step, {"batching": str(self.outer_step.batching), **how})
+        told = {"batching": str(self.outer_step.batching), **({"how": self._how} if self._how else {})}
+        self.on_event("start", self.progress.step, told)
         if self.progress.step == 0:
+            if self._validates_first and self.progress.best is None:
+                self._log({"seconds": self.progress.seconds, "val": self._validate()})
             self._save()
 
     def _choose_batching(self) -> Batching:
@@ -274,7 +279,6 @@ class Trainer:
 
     def _after_step(self, stop: bool) -> None:
         c, p = self.config, self.progress
-        stop = self._any(stop)
         last = p.step >= c.steps
         values = {**self._last, "seconds": p.seconds}
         if self.validate is not None and c.validate_every and (p.step % c.validate_every == 0 or last):
@@ -283,14 +287,17 @@ class Trainer:
                 p.stopped = "early"
         if last:
             p.stopped = "done"
-        elif stop:
+        elif self._any(stop):
             p.stopped = "interrupted"
         if p.step % c.log_every == 0 or "val" in values or p.stopped:
-            for log in self.logs:
-                log.write(p.step, values)
+            self._log(values)
         self.on_event("step", p.step, values)
         if p.step % c.checkpoint_every == 0 or p.stopped:
             self._save()
+
+    def _log(self, values: dict[str, float]) -> None:
+        for log in self.logs:
+            log.write(self.progress.step, values)
 
     def _any(self, flag: bool) -> bool:
         # All processes must leave after the same step.
@@ -335,10 +342,9 @@ class Trainer:
         if self.checkpoints is None or self.outer_step is None:
             return
         self._refuse_spoiled()
-        if not self.fabric.is_global_zero:
-            return
-        path = self.checkpoints.save(self.progress.step, self._tree())
-        self.on_event("checkpoint", self.progress.step, {"path": path})
+        if self.fabric.is_global_zero:
+            path = self.checkpoints.save(self.progress.step, self._tree())
+            self.on_event("checkpoint", self.progress.step, {"path": path})
 
     def _refuse_spoiled(self) -> None:
         # A rate that is much too large can spoil the weights through a finite gradient.

@@ -39,6 +39,7 @@ from kshot.experiment.starting import begin
 from kshot.experiment.weights import load_weights
 
 OnEvent = Callable[[str, int, dict[str, Any]], None]
+UNSURPASSED = "no validation was better than that of the start, whose weights are kept as the best"
 
 
 @dataclass(frozen=True)
@@ -140,8 +141,11 @@ def train_run(
             validate=lambda learner: _validation(learner, val, config),
             on_event=on_event,
             logs=_logs(out, config),
+            validate_first=bool(config.start),
         )
         progress = trainer.fit(resume=resume and bool(Checkpoints(out / "checkpoints").steps()))
+    if progress.best is not None and progress.best_step == 0:
+        tell("warning", progress.step, {"message": UNSURPASSED})
     if progress.stopped == "interrupted" or test is None or not fabric.is_global_zero:
         return Outcome(config, learner, progress, None, None)
     tell("test", progress.step, {})
