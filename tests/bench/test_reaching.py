@@ -50,8 +50,11 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_both_stop_where_the_target_is_reached(small: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reaching, "TARGET", 0.0)
-    result = reaching.time_to_target(1, every=64)
+    said = []
+    result = reaching.time_to_target(1, every=64, say=said.append)
     ours, theirs = result.lines
+    assert [text.partition(":")[0] for text in said] == ["kshot, round 1 of 1", "learn2learn, round 1 of 1"]
+    assert said[0].endswith(ours.note)
     assert (ours.name, theirs.name, result.least, result.against) == ("kshot", "learn2learn", 3.0, "learn2learn")
     assert "reached" in ours.note
     assert "after 4 outer steps" in ours.note

@@ -308,13 +308,16 @@ def runnable() -> list[str]:
     return [name for name in CASES if name != LONG and (pictures or name != "image-encoding")]
 
 
-def run_case(name: str, rounds: int, root: Path | None = None) -> Result:
+def run_case(
+    name: str, rounds: int, root: Path | None = None, say: Callable[[str], None] = lambda text: None
+) -> Result:
     """Run one case.
 
     Args:
         name: one of ``CASES``.
         rounds: measured rounds, at least 5 for a number to quote.
         root: the data root, for the cases that need data.
+        say: told how far it is, by the one that takes an hour.
 
     Returns:
         The result.
@@ -324,5 +327,7 @@ def run_case(name: str, rounds: int, root: Path | None = None) -> Result:
     """
     if name not in CASES:
         raise UserError(unknown("case", name, list(CASES)))
-    needs_data = name.startswith(("protonet-loop", "processes", LONG))
+    if name == LONG:
+        return time_to_target(rounds, root, say=say)
+    needs_data = name.startswith(("protonet-loop", "processes"))
     return CASES[name](rounds, root) if needs_data else CASES[name](rounds)

@@ -66,7 +66,13 @@ class Reached:
         return f"{came} {100 * self.accuracy:.1f} % after {self.steps} outer steps"
 
 
-def time_to_target(rounds: int, root: Path | None = None, every: int = 4000, patience: float = PATIENCE) -> Result:
+def time_to_target(
+    rounds: int,
+    root: Path | None = None,
+    every: int = 4000,
+    patience: float = PATIENCE,
+    say: Callable[[str], None] = lambda text: None,
+) -> Result:
     """Train MAML until it is right on 97 % of the validation, with kshot and with learn2learn's example.
 
     Args:
@@ -74,16 +80,22 @@ def time_to_target(rounds: int, root: Path | None = None, every: int = 4000, pat
         root: the data root.
         every: tasks between two validations.
         patience: the peer is stopped after so many times the seconds that kshot took.
+        say: told how each training ended, as they take a quarter of an hour a round.
 
     Returns:
         Seconds of the processor in training, validation left out.
     """
     taken: dict[str, list[Reached]] = {"kshot": [], PEER: []}
+
+    def ended(name: str, seed: int, found: Reached) -> None:
+        taken[name].append(found)
+        say(f"{name}, round {seed + 1} of {rounds}: {found.seconds:.0f} s, {found.note}")
+
     for seed in range(rounds):
         ours = _kshot(root, seed, max(1, every // TASKS))
-        taken["kshot"].append(ours)
+        ended("kshot", seed, ours)
         if peers.installed(PEER):
-            taken[PEER].append(_learn2learn(root, seed, max(1, every // PEER_TASKS), patience * ours.seconds))
+            ended(PEER, seed, _learn2learn(root, seed, max(1, every // PEER_TASKS), patience * ours.seconds))
     lines = _lines({name: found for name, found in taken.items() if found})
     return Result(
         "maml-to-97",

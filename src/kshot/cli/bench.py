@@ -73,7 +73,7 @@ def run(args: Sequence[str]) -> int:
     with Display() as display:
         for case in [name] if name else runnable():
             with display.waiting(f"{case}: {asked.rounds} rounds"):
-                results.append(run_case(case, asked.rounds, root))
+                results.append(run_case(case, asked.rounds, root, display.say))
             if not quiet:
                 _print(results[-1])
     if asked.plot:
