@@ -221,11 +221,6 @@ _SORT_FF = _SORT._replace(
     cosine=True,
     rewind=0.5,
 )
-_SORT_AGAIN = _SORT_FF._replace(
-    steps=24_000,
-    protocol="Heads read what the step wrote. The machine of `ntm-priority-sort-ff` goes on, at a rate that falls once "
-    f"more from 8e-4 to zero by a cosine. {_BACK}",
-)
 
 
 def _recipe(
@@ -263,7 +258,6 @@ def _ntm(name: str, data: str, task: _Task, rate: float, **options: Any) -> Reci
 
 _LSTM = {"controller": "lstm", "n_hidden": 100, "n_heads": 1}
 _FF = {"controller": "feedforward", "n_hidden": 100, "n_heads": 1}
-_EIGHT = {"controller": "feedforward", "n_hidden": 512, "n_heads": 8, "reads": "after"}
 _LATE = {**_FF, "n_slots": 128, "slot_width": 20, "reads": "after"}
 _HEADS = {**_LATE, "n_heads": 4, "memory_start": "learned"}
 _NGRAMS_FF_HEADS = _recipe("ntm-ngrams-ff-heads", "ntm", "ngrams", _NGRAMS_HEADS, 1e-3, _HEADS)
@@ -276,7 +270,6 @@ _NGRAMS_FF = dataclasses.replace(
     _recipe("ntm-ngrams-ff", "ntm", "ngrams", _NGRAMS_LAST, 6e-4, _LATE, min_context_bits=4),
     starts_from=_NGRAMS_FF_FOUR,
 )
-_SORT_FF_ONCE = _ntm("ntm-priority-sort-ff", "priority_sort", _SORT_FF, 8e-4, **_EIGHT)
 _RECALL_LSTM = _Task("associative recall", 6000, 250, (*_RECALL, _items(15), _items(20)), rule=_ADAM)
 _RECALL_FF = _RECALL_LSTM._replace(rows=(*_RECALL, _items(15, 1.0, 1.0), _items(20)))
 _BASELINE = _COPY._replace(rows=(Row("length 1 to 20", None, None, "", _WITHIN), *_until(0.1), *_lengths(20, 120)))
@@ -313,8 +306,11 @@ RECIPES = (
     _ntm(
         "ntm-priority-sort", "priority_sort", _SORT_LSTM, 1e-4, controller="lstm", n_hidden=100, n_layers=2, n_heads=5
     ),
-    _SORT_FF_ONCE,
-    dataclasses.replace(
-        _ntm("ntm-priority-sort-ff-again", "priority_sort", _SORT_AGAIN, 8e-4, **_EIGHT), starts_from=_SORT_FF_ONCE
+    _ntm(
+        *("ntm-priority-sort-ff", "priority_sort", _SORT_FF, 8e-4),
+        controller="feedforward",
+        n_hidden=512,
+        n_heads=8,
+        reads="after",
     ),
 )
