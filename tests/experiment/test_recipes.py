@@ -205,6 +205,15 @@ def test_a_first_look_at_a_chain_is_never_taken_for_the_whole(tmp_path):
         reproduce(second, tmp_path / "second")
 
 
+def test_a_run_that_started_from_another_recipe_is_not_taken_for_this_one(tmp_path):
+    first = dataclasses.replace(_tiny(), name="first")
+    second = dataclasses.replace(_tiny(), name="second", starts_from=first)
+    reproduce(second, tmp_path / "second")
+    changed = dataclasses.replace(second, starts_from=dataclasses.replace(first, name="other"))
+    with pytest.raises(UserError, match=r"started from .*first/seed-0, expected .*other/seed-0; move it away"):
+        reproduce(changed, tmp_path / "second")
+
+
 def _with_steps(steps):
     config = _tiny().config
     return dataclasses.replace(config, train=dataclasses.replace(config.train, steps=steps))

@@ -183,6 +183,24 @@ def test_a_star_on_the_front_page_is_for_distorted_images():
     assert text.splitlines()[2:] == [r"| `mamlpp` | I | 99.00 ± 0.10 (99.5)\* |  | 92.00 ± 0.10 (97.7) |  |"]
 
 
+def test_what_was_trained_on_all_characters_goes_before_what_was_not():
+    """Whichever comes first, and with a line of its own in the long table."""
+    every = {"data_options": {"augment": "affine", "trainval": True}}
+    rows = [
+        _row("", "protonet", 5, 1, 0.98, published=0.988, source="S"),
+        _row("", "protonet", 5, 1, 0.97, published=0.988, source="S", record=every),
+        _row("", "protonet", 20, 1, 0.95, published=0.96, source="S"),
+    ]
+    for given in (rows, rows[::-1]):
+        results = _result("protonet-omniglot", *given)
+        assert table_of_front(results, recipes()).splitlines()[2:] == [
+            r"| `protonet` | I | 97.00 ± 0.10 (98.8)\*† |  | 95.00 ± 0.10 (96.0) |  |"
+        ]
+        named = [text for text in omniglot_table(results, recipes()).splitlines() if "all 1,200 characters" in text]
+        assert len(named) == 1
+        assert ", distorted images, all 1,200 characters | inductive | 97.00" in named[0]
+
+
 def table_of_front(results, known):
     return short_table(results, known, ("m", "i", "I", "T"))
 

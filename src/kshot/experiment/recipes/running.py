@@ -107,7 +107,7 @@ def _trained(
     if first := found.starts_from:
         spent, start = _trained(first, home.parent / first.name, seed, steps, threads, **opening)
         held = run_config(run).start if (run / "config.toml").exists() else ""
-        if held and Path(held).name != start.name:
+        if held and Path(held).parts[-2:] != start.resolve().parts[-2:]:
             raise UserError(f"{run} started from {held}, expected {start}; move it away, or choose another --out")
         config = dataclasses.replace(config, start=held or str(start.resolve()))
     return round(spent + _train(config, run, **opening), 1), run

@@ -27,6 +27,10 @@ _SIDE = 28
 #: How the line of several validations of a training that answer together begins.
 _BEST = "best"
 _DISTORTED = "distorted images"
+#: Trained on the classes of the validation, too, as most papers do.
+_ALL = "all 1,200 characters"
+#: What is a mark on the front page, and no line of its own.
+_MARKS = {_DISTORTED: r"\*", _ALL: "†"}
 #: Options that make one method another line.
 _VARIANTS = {"first_order": "first order", "fce": "full context"}
 
@@ -37,7 +41,7 @@ class _Line(NamedTuple):
     recipe: str
     algorithm: str
     transductive: bool
-    variant: str
+    variants: tuple[str, ...]
     n_episodes: int
     n_query: int
 
@@ -98,7 +102,8 @@ def short_table(results: Results, known: Recipes, words: tuple[str, str, str, st
         words: for method, inference, inductive and transductive.
 
     Returns:
-        Markdown, for the front page; a star behind what was trained on distorted images.
+        Markdown, for the front page; a star behind what was trained on distorted images, a dagger behind what was
+        trained on all characters, which as the papers' own setting goes before what was not.
     """
     method, inference, inductive, transductive = words
     heads = [f"{w}-way {k}-shot" for w, k in SETTINGS]
@@ -106,12 +111,13 @@ def short_table(results: Results, known: Recipes, words: tuple[str, str, str, st
     found: dict[tuple[str, str], dict[tuple[int, int], str]] = {}
     for line, cells in _omniglot_lines(results, known)[1].items():
         # The best of several validations is the way of its paper, and one line has room for both kinds of images.
-        variants = [v for v in line.variant.split(", ") if v and v != _DISTORTED and not v.startswith(_BEST)]
-        name, mark = ", ".join([f"`{line.algorithm}`", *variants]), r"\*" if _DISTORTED in line.variant else ""
+        variants = [v for v in line.variants if v not in _MARKS and not v.startswith(_BEST)]
+        name, mark = ", ".join([f"`{line.algorithm}`", *variants]), "".join(_MARKS.get(v, "") for v in line.variants)
         for setting, row in cells.items():
             if row["published"] is not None:
                 own = found.setdefault((name, transductive if line.transductive else inductive), {})
-                own.setdefault(setting, f"{_cell(row)}{mark}")
+                if setting not in own or _ALL in line.variants:
+                    own[setting] = f"{_cell(row)}{mark}"
     made += [table_line([*who, *(numbers.get(s, "") for s in SETTINGS)]) for who, numbers in found.items()]
     return "\n".join(made) + "\n"
 
@@ -151,9 +157,10 @@ def _place(lines: dict[_Line, dict[tuple[int, int], dict[str, Any]]], recipe: st
     side = data.get("image_size", _SIDE)
     variants += [f"{side} × {side}"] if side != _SIDE else []
     variants += [_DISTORTED] if data.get("augment", "none") != "none" else []
+    variants += [_ALL] if data.get("trainval") else []
     together = len(first.get("steps_together", ()))
     variants += [f"{_BEST} {together} of validation together"] if together else []
-    who = (recipe, first["algorithm"], first["transductive"], ", ".join(variants))
+    who = (recipe, first["algorithm"], first["transductive"], tuple(variants))
     line = _Line(*who, first["n_episodes"], first["n_query"])
     lines.setdefault(line, {})[setting] = row
 
@@ -162,7 +169,7 @@ def _omniglot_line(
     line: _Line, cells: dict[tuple[int, int], dict[str, Any]], result: dict[str, Any], recipe: Recipe
 ) -> str:
     name = f"[`{line.algorithm}`](methods/{line.algorithm}.md)"
-    remarks = [line.variant] if line.variant else []
+    remarks = list(line.variants)
     remarks += [f"{line.n_episodes} tasks"] if line.n_episodes != _TASKS else []
     remarks += [f"queries: {line.n_query} a class"] if line.n_query != _QUERIES else []
     inference = "**transductive**" if line.transductive else "inductive"
