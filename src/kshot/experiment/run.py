@@ -144,7 +144,7 @@ def train_run(
             validate_first=bool(config.start),
         )
         progress = trainer.fit(resume=resume and bool(Checkpoints(out / "checkpoints").steps()))
-    if progress.best is not None and progress.best_step == 0:
+    if progress.stopped != "interrupted" and progress.best is not None and progress.best_step == 0:
         tell("warning", progress.step, {"message": UNSURPASSED})
     if progress.stopped == "interrupted" or test is None or not fabric.is_global_zero:
         return Outcome(config, learner, progress, None, None)
