@@ -115,17 +115,6 @@ _TWENTY_ALL = dataclasses.replace(
     starts_from=ALL,
 )
 
-_TWENTY_AGAIN = dataclasses.replace(
-    _TWENTY_ALL,
-    name="snail-omniglot-20-way-all-again",
-    config=dataclasses.replace(
-        _TWENTY_ALL.config, train=dataclasses.replace(_TWENTY_ALL.config.train, steps=3500, outer_lr=5e-4)
-    ),
-    protocol="What `snail-omniglot-20-way-all` made goes on by the same tasks, at half of its rates, which fall to "
-    "zero once more by a cosine; the last step is tested. Inductive (running statistics).",
-    starts_from=_TWENTY_ALL,
-)
-
 _CNP = Recipe(
     name="cnp-sinusoid",
     paper="Garnelo, Rosenbaum, Maddison, Ramalho, Saxton, Shanahan, Teh, Rezende, Eslami, ICML 2018",
@@ -149,5 +138,4 @@ RECIPES = (
     _snail(5, 64, 20_000, 0.9907, 0.9807, again=10_000),
     _TWENTY,
     _TWENTY_ALL,
-    _TWENTY_AGAIN,
 )
