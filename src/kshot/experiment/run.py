@@ -129,8 +129,7 @@ def train_run(
     begun = begin(learner, config, out, resume)
     config = claim(out, dataclasses.replace(config, started_from=begun.about), resume, writes=fabric.is_global_zero)
     tell("built", 0, {"config": config, "learner": learner, "start": begun.message})
-    for warning in _warnings(config, learner, source, val):
-        tell("warning", 0, {"message": warning})
+    _warn(tell, config, learner, source, val)
     with taken(out, new=not resume):
         trainer = Trainer(
             learner,
@@ -143,9 +142,7 @@ def train_run(
             logs=_logs(out, config),
             validate_first=bool(config.start),
         )
-        progress = trainer.fit(resume=resume and bool(Checkpoints(out / "checkpoints").steps()))
-    if progress.stopped != "interrupted" and progress.best is not None and progress.best_step == 0:
-        tell("warning", progress.step, {"message": UNSURPASSED})
+        progress = _told(trainer.fit(resume=resume and bool(Checkpoints(out / "checkpoints").steps())), tell)
     if progress.stopped == "interrupted" or test is None or not fabric.is_global_zero:
         return Outcome(config, learner, progress, None, None)
     tell("test", progress.step, {})
@@ -155,11 +152,18 @@ def train_run(
     return Outcome(config, learner, progress, scores, record)
 
 
-def _warnings(config: RunConfig, learner: Learner, source: TaskSource, val: TaskSource) -> list[str]:
-    trained = config.train.validate_every and _seen(source, val)
-    rest = ["classes of the validation are trained on; --validate-every 0 leaves it out"] if trained else []
-    memory = memory_warning(learner, source, training=True)
-    return [memory, *rest] if memory else rest
+def _warn(tell: OnEvent, config: RunConfig, learner: Learner, source: TaskSource, val: TaskSource) -> None:
+    if memory := memory_warning(learner, source, training=True):
+        tell("warning", 0, {"message": memory})
+    if config.train.validate_every and _seen(source, val):
+        told = "classes of the validation are trained on; --validate-every 0 leaves it out"
+        tell("warning", 0, {"message": told})
+
+
+def _told(progress: Progress, tell: OnEvent) -> Progress:
+    if progress.stopped != "interrupted" and progress.best is not None and progress.best_step == 0:
+        tell("warning", progress.step, {"message": UNSURPASSED})
+    return progress
 
 
 def _loader(source: TaskSource, config: RunConfig, fabric: Fabric) -> EpisodeLoader:

@@ -113,11 +113,10 @@ def short_table(results: Results, known: Recipes, words: tuple[str, str, str, st
         # The best of several validations is the way of its paper, and one line has room for both kinds of images.
         variants = [v for v in line.variants if v not in _MARKS and not v.startswith(_BEST)]
         name, mark = ", ".join([f"`{line.algorithm}`", *variants]), "".join(_MARKS.get(v, "") for v in line.variants)
-        for setting, row in cells.items():
-            if row["published"] is not None:
-                own = found.setdefault((name, transductive if line.transductive else inductive), {})
-                if setting not in own or _ALL in line.variants:
-                    own[setting] = f"{_cell(row)}{mark}"
+        ours = {s: f"{_cell(row)}{mark}" for s, row in cells.items() if row["published"] is not None}
+        if ours:
+            own = found.setdefault((name, transductive if line.transductive else inductive), {})
+            own.update(ours if _ALL in line.variants else ours | own)
     made += [table_line([*who, *(numbers.get(s, "") for s in SETTINGS)]) for who, numbers in found.items()]
     return "\n".join(made) + "\n"
 
