@@ -6,7 +6,7 @@ import dataclasses
 
 from kshot.engine.config import TrainConfig
 from kshot.experiment.config import BackboneConfig, EvalConfig, RunConfig, TaskConfig
-from kshot.experiment.recipes.metric import ALL
+from kshot.experiment.recipes.metric import PROTONET_ALL
 from kshot.experiment.recipes.omniglot import rows
 from kshot.experiment.recipes.recipe import Recipe, Row
 
@@ -112,7 +112,7 @@ _TWENTY_ALL = dataclasses.replace(
     "tenth of the rate of all else. Trained on all 1,200 characters, as in the paper: no validation chooses, and the "
     f"last step is tested. {_DEALT.format(deals=16)} Adam, its rate falling to zero by a cosine. Rotations are new "
     "classes. Training images are turned, sheared, scaled and shifted a little.",
-    starts_from=ALL,
+    starts_from=PROTONET_ALL,
 )
 
 _CNP = Recipe(

@@ -54,7 +54,7 @@ _DISTORTED = _protonet(
     _BENT,
 )
 #: Others start from its network.
-ALL = _protonet(
+PROTONET_ALL = _protonet(
     "protonet-omniglot-all",
     (None, None, None, None),
     RunConfig(
@@ -68,4 +68,4 @@ ALL = _protonet(
     _BENT,
 )
 
-RECIPES = (_PLAIN, _DISTORTED, ALL)
+RECIPES = (_PLAIN, _DISTORTED, PROTONET_ALL)
